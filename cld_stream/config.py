@@ -1,0 +1,380 @@
+"""Every setting: its type, default, unit and reason. `cld-stream config` prints this file as commented TOML.
+
+Settings are frozen dataclasses of the standard library, so that `cld_stream.learn` needs torch alone. Order of precedence:
+defaults < recipe of the device < `--config FILE.toml` < `--set section.key=value`. Parsing and type checks are pydantic's.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from cld_stream.errors import UsageError
+
+__all__ = [
+    "AugmentSettings", "BufferSettings", "EncoderSettings", "IngestSettings", "LossSettings", "OptimSettings",
+    "PublishSettings", "Settings", "StoreSettings", "TrainSettings", "as_dict", "as_toml", "load_settings",
+]  # fmt: skip
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+) -> Any:
+    """A dataclass field with its meaning and its range."""
+    return field(default=default, metadata={"doc": doc, "ge": ge, "gt": gt, "le": le})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Section:
+    """Checks the stated ranges, whoever builds it."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, m = getattr(self, f.name), f.metadata
+            for bound, holds, sign in (
+                ("ge", lambda v, b: v >= b, ">="),
+                ("gt", lambda v, b: v > b, ">"),
+                ("le", lambda v, b: v <= b, "<="),
+            ):
+                if m.get(bound) is not None and not holds(value, m[bound]):
+                    raise ValueError(f"{f.name} must be {sign} {m[bound]:g}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSettings(_Section):
+    """The frame store. Fixed when the store is created."""
+
+    size: int = setting(160, "side of a stored frame [pixels]", ge=16, le=2048)
+    fit: Literal["stretch", "crop", "pad"] = setting(
+        "stretch",
+        "how a picture becomes square; stretch loses no field of view and is undone later",
+    )
+    jpeg_quality: int = setting(90, "JPEG quality of stored frames", ge=1, le=100)
+    shard_frames: int = setting(4096, "frames in a sealed shard", ge=1, le=1_000_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestSettings(_Section):
+    """From files to frames."""
+
+    fps: float = setting(2.0, "frames kept per second of video", gt=0, le=1000)
+    workers: int = setting(0, "decoding processes; 0 = one a core", ge=0, le=1024)
+    reader: Literal["auto", "decord", "pyav"] = setting("auto", "video reader")
+    order: Literal["time", "path"] = setting(
+        "time", "stream order: capture time when known, or natural path order"
+    )
+    commit_s: float = setting(
+        2.0, "new frames are durable after this long at the latest [s]", gt=0, le=60
+    )
+    heartbeat_s: float = setting(
+        20.0, "a worker that shows no progress for this long is killed [s]", gt=0
+    )
+    worker_memory_mb: int = setting(
+        1024, "address space a worker may take beyond its start [MB]", ge=256
+    )
+    worker_files: int = setting(1000, "a worker is replaced after this many files", ge=1)
+    max_pixels: int = setting(
+        250_000_000, "larger pictures are refused before decoding [pixels]", ge=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings(_Section):
+    """Backbone and heads."""
+
+    backbone: str = setting("resnet18", "any torchvision model, or `timm:NAME` for any timm one")
+    init: str = setting(
+        "random",
+        "random, pretrained (downloads torchvision's or timm's weights), or a .safetensors file",
+    )
+    width: float = setting(0.25, "width factor of a ResNet; 1 = as published", gt=0, le=8)
+    norm: Literal["batch", "group"] = setting(
+        "batch", "normalisation: batch, or group (no leak between frames of a batch)"
+    )
+    crop: int = setting(
+        64,
+        "side of the views that the encoder sees [pixels]; below 96 the small-image stem is used",
+        ge=16,
+        le=1024,
+    )
+    head: Literal["linear", "normlinear", "mlp", "normmlp"] = setting(
+        "linear", "projection head, of both branches"
+    )
+    feature_dim: int = setting(
+        128, "width of the instance and of the group features", ge=2, le=4096
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings(_Section):
+    """L = instance term + cld_weight x cross-level term (Wang, Liu, Yu 2021)."""
+
+    cld_weight: float = setting(
+        1.0, "lambda, the weight of the cross-level term; 0 turns CLD off", ge=0
+    )
+    temperature_instance: float = setting(0.1, "T_I; smaller is sharper", gt=0)
+    temperature_group: float = setting(0.2, "T_G; smaller is sharper", gt=0)
+    groups: int = setting(64, "K, local groups in a batch", ge=1)
+    kmeans_iters: int = setting(5, "iterations of the local k-means", ge=1, le=100)
+    bank_momentum: float = setting(
+        0.5, "m of the memory bank: v <- norm(m v + (1 - m) f)", ge=0, le=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSettings(_Section):
+    """The two views of a frame. Probabilities are per sample."""
+
+    scale_min: float = setting(
+        0.2, "least area of a random crop, as a share of the frame", gt=0, le=1
+    )
+    flip: float = setting(
+        0.5,
+        "probability of a horizontal flip; 0 where mirrored things are other things",
+        ge=0,
+        le=1,
+    )
+    jitter: float = setting(1.0, "probability of colour jitter", ge=0, le=1)
+    brightness: float = setting(0.4, "strength", ge=0, le=1)
+    contrast: float = setting(0.4, "strength", ge=0, le=1)
+    saturation: float = setting(0.4, "strength", ge=0, le=1)
+    hue: float = setting(0.1, "strength, in turns of the colour wheel", ge=0, le=0.5)
+    grey: float = setting(0.2, "probability of greyscale", ge=0, le=1)
+    blur: float = setting(0.0, "probability of Gaussian blur", ge=0, le=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BufferSettings(_Section):
+    """The replay buffer."""
+
+    capacity: int = setting(16_384, "frames remembered; the memory bank has as many rows", ge=2)
+    policy: Literal["reservoir", "fifo"] = setting("reservoir", "who stays when it is full")
+    cache_mb: int = setting(
+        2048,
+        "decoded pixels kept on the training device; beyond it JPEG bytes are kept instead [MB]",
+        ge=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSettings(_Section):
+    """SGD at a constant rate after warm-up: a stream has no end to anneal towards."""
+
+    batch: int = setting(128, "frames in a step, fresh and replayed", ge=2)
+    fresh: int = setting(16, "most new frames in a step", ge=1)
+    lr: float = setting(0.06, "learning rate", gt=0)
+    warmup_steps: int = setting(100, "steps over which the rate rises from lr/100", ge=0)
+    momentum: float = setting(0.9, "SGD momentum", ge=0, le=1)
+    weight_decay: float = setting(5e-4, "L2 penalty", ge=0)
+    average_decay: float = setting(
+        0.999,
+        "d of the averaged weights that are published; warms up as min(d, (1+t)/(10+t))",
+        ge=0,
+        le=1,
+    )
+    amp: bool = setting(True, "bf16 autocast on a GPU")
+    seed: int = setting(0, "of every random choice", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(_Section):
+    """The daemon: what it feeds, and when it writes."""
+
+    max_lag: int = setting(100_000, "a larger backlog is thinned evenly in time [frames]", ge=1)
+    min_frames: int = setting(
+        256, "no update before this many frames are buffered, unless the store holds fewer", ge=2
+    )
+    updates_per_step: int = setting(1, "optimiser steps per batch of fresh frames", ge=1)
+    idle_steps: int = setting(
+        500,
+        "further steps on the buffer once everything is fed, then sleep until new frames come",
+        ge=0,
+    )
+    poll_s: float = setting(
+        1.0, "how often a sleeping trainer looks for new frames [s]", gt=0, le=60
+    )
+    checkpoint_s: float = setting(300.0, "time between checkpoints [s]", gt=0)
+    checkpoints_kept: int = setting(3, "newest checkpoints kept beside the pinned one", ge=1)
+    publish_s: float = setting(3600.0, "time between published encoders [s]", gt=0)
+    publish_share: float = setting(0.2, "most of the compute that publishing may take", gt=0, le=1)
+    extend_s: float = setting(
+        20.0, "new frames get features under the published encoder after this long [s]", gt=0
+    )
+    log_steps: int = setting(20, "steps between lines of metrics.jsonl", ge=1)
+    bad_steps: int = setting(
+        5, "non-finite steps in a row before the last good checkpoint is restored", ge=1
+    )
+    threads: int = setting(0, "CPU threads of torch; 0 = torch's choice", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishSettings(_Section):
+    """Snapshots."""
+
+    batch: int = setting(256, "frames embedded at a time", ge=1)
+    keep: int = setting(5, "newest snapshots kept beside the pinned ones", ge=1)
+    groups: int = setting(
+        256, "groups (spherical k-means over the group features) written beside the features", ge=1
+    )
+    bn_batches: int = setting(
+        16, "buffer batches that re-estimate batch-norm statistics of the averaged weights", ge=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All of them."""
+
+    store: StoreSettings = field(default_factory=StoreSettings)
+    ingest: IngestSettings = field(default_factory=IngestSettings)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    buffer: BufferSettings = field(default_factory=BufferSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    publish: PublishSettings = field(default_factory=PublishSettings)
+
+
+def load_settings(
+    config: Path | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    recipe: str | None = None,
+) -> Settings:
+    """Resolve the settings.
+
+    Args:
+        config: a TOML file with sections as in `cld-stream config`.
+        overrides: `section.key=value` strings, applied in order.
+        recipe: name of a packaged recipe (`cpu`, `gpu`) that stands under both.
+
+    Raises:
+        UsageError: an unknown key (the nearest one is named), a value of the wrong type or out of range, a bad file.
+    """
+    tree: dict[str, dict[str, Any]] = {}
+    if recipe is not None:
+        text = resources.files("cld_stream").joinpath("recipes", f"{recipe}.toml").read_text()
+        _merge(tree, tomllib.loads(text), f"recipe {recipe}")
+    if config is not None:
+        try:
+            _merge(tree, tomllib.loads(config.read_text()), str(config))
+        except OSError as e:
+            raise UsageError(
+                f"{config}: cannot read the settings: {e.strerror}. Check --config."
+            ) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise UsageError(
+                f"{config}: not valid TOML: {e}. `cld-stream config` prints a valid file."
+            ) from None
+    for item in overrides:
+        _merge(tree, _parse_override(item), f"--set {item}")
+    return _validate(tree)
+
+
+def as_dict(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Sections of plain values, as JSON or TOML hold them."""
+    return {
+        s.name: {
+            f.name: getattr(getattr(settings, s.name), f.name)
+            for f in fields(getattr(settings, s.name))
+        }
+        for s in fields(settings)
+    }
+
+
+def as_toml(settings: Settings) -> str:
+    """Every setting as commented TOML; reading it back gives the same settings."""
+    out: list[str] = []
+    for s in fields(settings):
+        section = getattr(settings, s.name)
+        out += [f"# {(type(section).__doc__ or '').strip()}", f"[{s.name}]"]
+        hints = get_type_hints(type(section))
+        for f in fields(section):
+            choices = (
+                " | ".join(map(str, get_args(hints[f.name])))
+                if get_origin(hints[f.name]) is Literal
+                else ""
+            )
+            note = f.metadata["doc"] + (f" ({choices})" if choices else "")
+            out.append(
+                f"{f.name} = {json.dumps(getattr(section, f.name))}".ljust(34) + f"  # {note}"
+            )
+        out.append("")
+    return "\n".join(out)
+
+
+def _parse_override(item: str) -> dict[str, Any]:
+    name, eq, raw = item.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not eq or not dot or not key:
+        raise UsageError(
+            f"--set {item}: expected section.key=value, for example --set optim.lr=0.03"
+        )
+    try:
+        value = tomllib.loads(f"v = {raw}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = raw.strip()
+    return {section: {key: value}}
+
+
+def _merge(tree: dict[str, dict[str, Any]], new: Mapping[str, Any], where: str) -> None:
+    """Lay `new` over `tree`; every key must exist."""
+    known = {
+        s.name: {f.name for f in fields(s.default_factory)}
+        for s in fields(Settings)
+        if is_dataclass(s.default_factory)
+    }
+    for section, values in new.items():
+        if section not in known:
+            raise UsageError(f"{where}: there is no section {section!r}{_nearest(section, known)}")
+        if not isinstance(values, Mapping):
+            raise UsageError(
+                f"{where}: {section!r} is a section; write [{section}] and keys below it"
+            )
+        for key, value in values.items():
+            if key not in known[section]:
+                raise UsageError(
+                    f"{where}: there is no setting {section}.{key}{_nearest(key, known[section], section, known)}"
+                )
+            tree.setdefault(section, {})[key] = value
+
+
+def _nearest(
+    name: str, names: Iterable[str], section: str = "", known: Mapping[str, set[str]] | None = None
+) -> str:
+    for other, keys in (known or {}).items():
+        if name in keys:
+            return f"; did you mean {other}.{name}?"
+    match = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return (
+        f"; did you mean {section + '.' if section else ''}{match[0]}?"
+        if match
+        else "; see `cld-stream config`"
+    )
+
+
+def _validate(tree: dict[str, dict[str, Any]]) -> Settings:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Settings).validate_python(tree)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
+        reason = first["msg"].removeprefix("Value error, ")
+        if isinstance(first["input"], dict):  # a range check of `_Section` names the key itself
+            where, reason = f"{where}.{reason.partition(' ')[0]}", reason.partition(" ")[2]
+        raise UsageError(
+            f"setting {where}: {reason[0].lower() + reason[1:]}{got}. See `cld-stream config`."
+        ) from None

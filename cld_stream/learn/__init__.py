@@ -1,0 +1,1 @@
+"""Encoder, losses, groups, memory and the training step: torch alone, no files and no clocks."""

@@ -1,0 +1,1 @@
+"""Files and cameras in, frames out."""
