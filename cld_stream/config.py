@@ -8,7 +8,7 @@ import difflib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -69,22 +69,12 @@ class IngestSettings(_Section):
     fps: float = setting(2.0, "frames kept per second of video", gt=0, le=1000)
     workers: int = setting(0, "decoding processes; 0 = one a core", ge=0, le=1024)
     reader: Literal["auto", "decord", "pyav"] = setting("auto", "video reader")
-    order: Literal["time", "path"] = setting(
-        "time", "stream order: capture time when known, or natural path order"
-    )
-    commit_s: float = setting(
-        2.0, "new frames are durable after this long at the latest [s]", gt=0, le=60
-    )
-    heartbeat_s: float = setting(
-        20.0, "a worker that shows no progress for this long is killed [s]", gt=0
-    )
-    worker_memory_mb: int = setting(
-        1024, "address space a worker may take beyond its start [MB]", ge=256
-    )
+    order: Literal["time", "path"] = setting("time", "stream order: capture time when known, or natural path order")
+    commit_s: float = setting(2.0, "new frames are durable after this long at the latest [s]", gt=0, le=60)
+    heartbeat_s: float = setting(20.0, "a worker that shows no progress for this long is killed [s]", gt=0)
+    worker_memory_mb: int = setting(1024, "address space a worker may take beyond its start [MB]", ge=256)
     worker_files: int = setting(1000, "a worker is replaced after this many files", ge=1)
-    max_pixels: int = setting(
-        250_000_000, "larger pictures are refused before decoding [pixels]", ge=1
-    )
+    max_pixels: int = setting(250_000_000, "larger pictures are refused before decoding [pixels]", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,37 +96,27 @@ class EncoderSettings(_Section):
         ge=16,
         le=1024,
     )
-    head: Literal["linear", "normlinear", "mlp", "normmlp"] = setting(
-        "linear", "projection head, of both branches"
-    )
-    feature_dim: int = setting(
-        128, "width of the instance and of the group features", ge=2, le=4096
-    )
+    head: Literal["linear", "normlinear", "mlp", "normmlp"] = setting("linear", "projection head, of both branches")
+    feature_dim: int = setting(128, "width of the instance and of the group features", ge=2, le=4096)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings(_Section):
     """L = instance term + cld_weight x cross-level term (Wang, Liu, Yu 2021)."""
 
-    cld_weight: float = setting(
-        1.0, "lambda, the weight of the cross-level term; 0 turns CLD off", ge=0
-    )
+    cld_weight: float = setting(1.0, "lambda, the weight of the cross-level term; 0 turns CLD off", ge=0)
     temperature_instance: float = setting(0.1, "T_I; smaller is sharper", gt=0)
     temperature_group: float = setting(0.2, "T_G; smaller is sharper", gt=0)
     groups: int = setting(64, "K, local groups in a batch", ge=1)
     kmeans_iters: int = setting(5, "iterations of the local k-means", ge=1, le=100)
-    bank_momentum: float = setting(
-        0.5, "m of the memory bank: v <- norm(m v + (1 - m) f)", ge=0, le=1
-    )
+    bank_momentum: float = setting(0.5, "m of the memory bank: v <- norm(m v + (1 - m) f)", ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSettings(_Section):
     """The two views of a frame. Probabilities are per sample."""
 
-    scale_min: float = setting(
-        0.2, "least area of a random crop, as a share of the frame", gt=0, le=1
-    )
+    scale_min: float = setting(0.2, "least area of a random crop, as a share of the frame", gt=0, le=1)
     flip: float = setting(
         0.5,
         "probability of a horizontal flip; 0 where mirrored things are other things",
@@ -190,29 +170,21 @@ class TrainSettings(_Section):
     """The daemon: what it feeds, and when it writes."""
 
     max_lag: int = setting(100_000, "a larger backlog is thinned evenly in time [frames]", ge=1)
-    min_frames: int = setting(
-        256, "no update before this many frames are buffered, unless the store holds fewer", ge=2
-    )
+    min_frames: int = setting(256, "no update before this many frames are buffered, unless the store holds fewer", ge=2)
     updates_per_step: int = setting(1, "optimiser steps per batch of fresh frames", ge=1)
     idle_steps: int = setting(
         500,
         "further steps on the buffer once everything is fed, then sleep until new frames come",
         ge=0,
     )
-    poll_s: float = setting(
-        1.0, "how often a sleeping trainer looks for new frames [s]", gt=0, le=60
-    )
+    poll_s: float = setting(1.0, "how often a sleeping trainer looks for new frames [s]", gt=0, le=60)
     checkpoint_s: float = setting(300.0, "time between checkpoints [s]", gt=0)
     checkpoints_kept: int = setting(3, "newest checkpoints kept beside the pinned one", ge=1)
     publish_s: float = setting(3600.0, "time between published encoders [s]", gt=0)
     publish_share: float = setting(0.2, "most of the compute that publishing may take", gt=0, le=1)
-    extend_s: float = setting(
-        20.0, "new frames get features under the published encoder after this long [s]", gt=0
-    )
+    extend_s: float = setting(20.0, "new frames get features under the published encoder after this long [s]", gt=0)
     log_steps: int = setting(20, "steps between lines of metrics.jsonl", ge=1)
-    bad_steps: int = setting(
-        5, "non-finite steps in a row before the last good checkpoint is restored", ge=1
-    )
+    bad_steps: int = setting(5, "non-finite steps in a row before the last good checkpoint is restored", ge=1)
     threads: int = setting(0, "CPU threads of torch; 0 = torch's choice", ge=0)
 
 
@@ -222,12 +194,8 @@ class PublishSettings(_Section):
 
     batch: int = setting(256, "frames embedded at a time", ge=1)
     keep: int = setting(5, "newest snapshots kept beside the pinned ones", ge=1)
-    groups: int = setting(
-        256, "groups (spherical k-means over the group features) written beside the features", ge=1
-    )
-    bn_batches: int = setting(
-        16, "buffer batches that re-estimate batch-norm statistics of the averaged weights", ge=1
-    )
+    groups: int = setting(256, "groups (spherical k-means over the group features) written beside the features", ge=1)
+    bn_batches: int = setting(16, "buffer batches that re-estimate batch-norm statistics of the averaged weights", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,13 +237,9 @@ def load_settings(
         try:
             _merge(tree, tomllib.loads(config.read_text()), str(config))
         except OSError as e:
-            raise UsageError(
-                f"{config}: cannot read the settings: {e.strerror}. Check --config."
-            ) from None
+            raise UsageError(f"{config}: cannot read the settings: {e.strerror}. Check --config.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-            raise UsageError(
-                f"{config}: not valid TOML: {e}. `cld-stream config` prints a valid file."
-            ) from None
+            raise UsageError(f"{config}: not valid TOML: {e}. `cld-stream config` prints a valid file.") from None
     for item in overrides:
         _merge(tree, _parse_override(item), f"--set {item}")
     return _validate(tree)
@@ -284,10 +248,7 @@ def load_settings(
 def as_dict(settings: Settings) -> dict[str, dict[str, Any]]:
     """Sections of plain values, as JSON or TOML hold them."""
     return {
-        s.name: {
-            f.name: getattr(getattr(settings, s.name), f.name)
-            for f in fields(getattr(settings, s.name))
-        }
+        s.name: {f.name: getattr(getattr(settings, s.name), f.name) for f in fields(getattr(settings, s.name))}
         for s in fields(settings)
     }
 
@@ -300,15 +261,9 @@ def as_toml(settings: Settings) -> str:
         out += [f"# {(type(section).__doc__ or '').strip()}", f"[{s.name}]"]
         hints = get_type_hints(type(section))
         for f in fields(section):
-            choices = (
-                " | ".join(map(str, get_args(hints[f.name])))
-                if get_origin(hints[f.name]) is Literal
-                else ""
-            )
+            choices = " | ".join(map(str, get_args(hints[f.name]))) if get_origin(hints[f.name]) is Literal else ""
             note = f.metadata["doc"] + (f" ({choices})" if choices else "")
-            out.append(
-                f"{f.name} = {json.dumps(getattr(section, f.name))}".ljust(34) + f"  # {note}"
-            )
+            out.append(f"{f.name} = {json.dumps(getattr(section, f.name))}".ljust(34) + f"  # {note}")
         out.append("")
     return "\n".join(out)
 
@@ -317,9 +272,7 @@ def _parse_override(item: str) -> dict[str, Any]:
     name, eq, raw = item.partition("=")
     section, dot, key = name.strip().partition(".")
     if not eq or not dot or not key:
-        raise UsageError(
-            f"--set {item}: expected section.key=value, for example --set optim.lr=0.03"
-        )
+        raise UsageError(f"--set {item}: expected section.key=value, for example --set optim.lr=0.03")
     try:
         value = tomllib.loads(f"v = {raw}")["v"]
     except tomllib.TOMLDecodeError:
@@ -329,18 +282,12 @@ def _parse_override(item: str) -> dict[str, Any]:
 
 def _merge(tree: dict[str, dict[str, Any]], new: Mapping[str, Any], where: str) -> None:
     """Lay `new` over `tree`; every key must exist."""
-    known = {
-        s.name: {f.name for f in fields(s.default_factory)}
-        for s in fields(Settings)
-        if is_dataclass(s.default_factory)
-    }
+    known = {name: {f.name for f in fields(kind)} for name, kind in get_type_hints(Settings).items()}
     for section, values in new.items():
         if section not in known:
             raise UsageError(f"{where}: there is no section {section!r}{_nearest(section, known)}")
         if not isinstance(values, Mapping):
-            raise UsageError(
-                f"{where}: {section!r} is a section; write [{section}] and keys below it"
-            )
+            raise UsageError(f"{where}: {section!r} is a section; write [{section}] and keys below it")
         for key, value in values.items():
             if key not in known[section]:
                 raise UsageError(
@@ -349,18 +296,12 @@ def _merge(tree: dict[str, dict[str, Any]], new: Mapping[str, Any], where: str) 
             tree.setdefault(section, {})[key] = value
 
 
-def _nearest(
-    name: str, names: Iterable[str], section: str = "", known: Mapping[str, set[str]] | None = None
-) -> str:
+def _nearest(name: str, names: Iterable[str], section: str = "", known: Mapping[str, set[str]] | None = None) -> str:
     for other, keys in (known or {}).items():
         if name in keys:
             return f"; did you mean {other}.{name}?"
     match = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return (
-        f"; did you mean {section + '.' if section else ''}{match[0]}?"
-        if match
-        else "; see `cld-stream config`"
-    )
+    return f"; did you mean {section + '.' if section else ''}{match[0]}?" if match else "; see `cld-stream config`"
 
 
 def _validate(tree: dict[str, dict[str, Any]]) -> Settings:
@@ -375,6 +316,4 @@ def _validate(tree: dict[str, dict[str, Any]]) -> Settings:
         reason = first["msg"].removeprefix("Value error, ")
         if isinstance(first["input"], dict):  # a range check of `_Section` names the key itself
             where, reason = f"{where}.{reason.partition(' ')[0]}", reason.partition(" ")[2]
-        raise UsageError(
-            f"setting {where}: {reason[0].lower() + reason[1:]}{got}. See `cld-stream config`."
-        ) from None
+        raise UsageError(f"setting {where}: {reason[0].lower() + reason[1:]}{got}. See `cld-stream config`.") from None
