@@ -1,0 +1,65 @@
+"""Frame folders and tables: pictures in order, one source."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image
+
+from cld_stream.media.frames import MediaFrame
+from cld_stream.media.job import Chunk, Done, Event, Job, Outcome, Started
+from cld_stream.media.photo import explain, read_still
+
+__all__ = ["READER", "read_sequence"]
+
+READER = "pillow-sequence"
+_CHUNK_FRAMES = 64
+_CHUNK_S = 1.0
+
+
+def read_sequence(job: Job) -> Iterator[Event]:
+    """Read every picture of `job.members`, in order; all are kept, whatever `job.fps`.
+
+    An unreadable picture leaves a gap and makes the outcome PARTIAL; none readable: BROKEN. The cursor is
+    `{"next": first member to read, "bad": unreadable so far, "why": the first reason}`.
+    """
+    state: dict[str, Any] = {"next": 0, "bad": 0, "why": ""}
+    if job.cursor is not None:
+        state = json.loads(job.cursor)
+    yield Started(READER, f"{len(job.members)} pictures")
+    kept: list[MediaFrame] = []
+    since = time.monotonic()
+    for index in range(state["next"], len(job.members)):
+        try:
+            kept.append(_read_member(job, index))
+        except Exception as error:  # noqa: BLE001 - one bad picture must not end the sequence
+            state["bad"] += 1
+            state["why"] = state["why"] or f"{job.members[index].path.name}: {_reason(job, index, error)}"  # fmt: skip
+        state["next"] = index + 1
+        if len(kept) >= _CHUNK_FRAMES or time.monotonic() - since >= _CHUNK_S:
+            yield Chunk(kept, json.dumps(state))
+            kept, since = [], time.monotonic()
+    if kept:
+        yield Chunk(kept, json.dumps(state))
+    yield _done(state["bad"], state["why"], len(job.members))
+
+
+def _read_member(job: Job, index: int) -> MediaFrame:
+    member = job.members[index]
+    frame = read_still(job, member.path).frame
+    time_s = float(index) if member.time_s is None else member.time_s
+    return MediaFrame(frame.jpeg, time_s, member.wall_utc, 0, frame.aspect)
+
+
+def _reason(job: Job, index: int, error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than ingest.max_pixels = {job.max_pixels} pixels"
+    return explain(job.members[index].path, error)
+
+
+def _done(bad: int, why: str, members: int) -> Done:
+    if bad == 0:
+        return Done("ADDED", reader=READER)
+    outcome: Outcome = "BROKEN" if bad >= members else "PARTIAL"
+    return Done(outcome, f"{bad} of {members} pictures unreadable; {why}", READER)
