@@ -1,13 +1,15 @@
 """Every setting: its type, default, unit and reason. `cld-stream config` prints this file as commented TOML.
 
-Settings are frozen dataclasses of the standard library, so that `cld_stream.learn` needs torch alone. Order of precedence:
-defaults < recipe of the device < `--config FILE.toml` < `--set section.key=value`. Parsing and type checks are pydantic's.
+Settings are frozen dataclasses of the standard library, so that `cld_stream.learn` needs torch alone. Precedence:
+defaults < recipe of the device < `--config FILE.toml` < `--set section.key=value`. Parsing and type checks are
+pydantic's.
 """
 
 import difflib
 import json
+import operator
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -33,6 +35,13 @@ def setting(
     return field(default=default, metadata={"doc": doc, "ge": ge, "gt": gt, "le": le})
 
 
+_BOUNDS: tuple[tuple[str, Callable[[float, float], bool], str], ...] = (
+    ("ge", operator.ge, ">="),
+    ("gt", operator.gt, ">"),
+    ("le", operator.le, "<="),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Section:
     """Checks the stated ranges, whoever builds it."""
@@ -40,11 +49,7 @@ class _Section:
     def __post_init__(self) -> None:
         for f in fields(self):
             value, m = getattr(self, f.name), f.metadata
-            for bound, holds, sign in (
-                ("ge", lambda v, b: v >= b, ">="),
-                ("gt", lambda v, b: v > b, ">"),
-                ("le", lambda v, b: v <= b, "<="),
-            ):
+            for bound, holds, sign in _BOUNDS:
                 if m.get(bound) is not None and not holds(value, m[bound]):
                     raise ValueError(f"{f.name} must be {sign} {m[bound]:g}, got {value!r}")
 

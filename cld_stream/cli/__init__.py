@@ -1,0 +1,65 @@
+"""The command line: parses, calls one pipeline function, prints."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import cld_stream
+from cld_stream.cli import ingest, manage, query, snapshots, train
+from cld_stream.cli.output import console, fail, set_up_logging
+from cld_stream.errors import CldError
+
+app = typer.Typer(
+    name="cld-stream",
+    help="Learn features from the footage you have: ingest a folder, keep a trainer running, find neighbours.",
+    epilog="Start here: cld-stream ingest ~/Videos && cld-stream train --until-caught-up && cld-stream query photo.jpg",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"auto_envvar_prefix": "CLD_STREAM", "help_option_names": ["-h", "--help"]},
+)
+for module in (ingest, train, query, snapshots, manage):
+    module.add_to(app)
+
+_debug = False
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"cld-stream {cld_stream.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[  # noqa: ARG001 - answered by its callback
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="More log lines; twice for all.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only answers and errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Trace: every log line, and tracebacks of errors.")] = False,
+) -> None:
+    global _debug  # noqa: PLW0603 - the one flag that `main` needs after Typer is done
+    _debug = debug
+    console.quiet = quiet
+    set_up_logging(verbose, debug=debug)
+
+
+def main() -> None:
+    """Entry point of `cld-stream`. Exit codes: see `cld_stream.errors`."""
+    try:
+        app()
+    except CldError as e:
+        if _debug:
+            raise
+        console.quiet = False
+        fail(str(e))
+        sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        console.quiet = False
+        fail("Ended at once, as asked. What was committed is safe; the same command goes on from there.")
+        os._exit(130)
+    except BrokenPipeError:  # the reader of our stdout has gone, as `| head` does
+        sys.stdout = None  # type: ignore[assignment]
+        sys.exit(0)

@@ -1,0 +1,57 @@
+"""`cld-stream ingest`: footage in."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cld_stream.cli.options import DEFAULT_STORE, ConfigOption, JsonOption, SetOption, StoreOption
+from cld_stream.cli.output import answer_json
+from cld_stream.cli.stopping import StopSignals
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands of this file."""
+    app.command(epilog="Example: cld-stream ingest ~/Videos ~/Pictures --fps 1")(ingest)
+
+
+def ingest(
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Folders, files, frame folders, @list.txt, or @list.tsv with sequences.", metavar="PATH..."),
+    ],
+    store: StoreOption = DEFAULT_STORE,
+    fps: Annotated[float | None, typer.Option(help="Frames kept per second of video.  [default: 2]")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of a stored frame, at creation.  [default: 160]")] = None,
+    fit: Annotated[str | None, typer.Option(help="stretch, crop or pad, at creation.  [default: stretch]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Decoding processes.  [default: one a core]")] = None,
+    reader: Annotated[str | None, typer.Option(help="auto, decord or pyav.  [default: auto]")] = None,
+    order: Annotated[str | None, typer.Option(help="Stream order: time or path.  [default: time]")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 4 if any file was broken.")] = False,
+    retry_broken: Annotated[bool, typer.Option("--retry-broken", help="Try broken files again.")] = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Decode videos and photos into the frame store. Run it again for what is new; interrupt it at any time."""
+    from cld_stream.cli.progress import IngestDisplay, print_ingest_summary
+    from cld_stream.config import load_settings
+    from cld_stream.pipelines.ingest import ingest as run
+
+    flags = {
+        "ingest.fps": fps, "store.size": size, "store.fit": fit, "ingest.workers": workers, "ingest.reader": reader,
+        "ingest.order": order,
+    }  # fmt: skip
+    chosen = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    settings = load_settings(config, [*(set_ or []), *chosen])
+    with StopSignals() as stop, IngestDisplay() as display:
+        report = run(
+            Path(store), paths, settings,
+            dry_run=dry_run, strict=strict, retry_broken=retry_broken, on_progress=display, stop=stop,
+        )  # fmt: skip
+    if json:
+        answer_json(report.as_dict())
+    else:
+        print_ingest_summary(report, dry_run=dry_run)
+    report.raise_if_strict()

@@ -1,0 +1,93 @@
+"""`status`, `forget`, `doctor`, `config`, `demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cld_stream.cli.options import DEFAULT_STORE, ConfigOption, JsonOption, SetOption, StoreOption
+from cld_stream.cli.output import answer, answer_json, console, safe
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands of this file."""
+    app.command(epilog="Example: cld-stream status --json")(status)
+    app.command(epilog="Example: cld-stream forget Videos/birthday.mp4")(forget)
+    app.command(epilog="Example: cld-stream doctor --store ./cld-store")(doctor)
+    app.command(epilog="Example: cld-stream config > settings.toml")(config)
+    app.command(epilog="Example: cld-stream demo --media ~/Videos --out demo-out")(demo)
+
+
+def status(store: StoreOption = DEFAULT_STORE, json: JsonOption = False) -> None:
+    """Say what is in the store, who works on it, and how far training has come."""
+    from cld_stream.cli.tables import print_table
+    from cld_stream.pipelines.status import status as run
+
+    report = run(store)
+    if json:
+        answer_json(report.as_dict())
+    else:
+        print_table(("", ""), report.lines())
+
+
+def forget(
+    source: Annotated[str, typer.Argument(help="Path, unique end of a path, or id of the source.")],
+    store: StoreOption = DEFAULT_STORE,
+    json: JsonOption = False,
+) -> None:
+    """Remove a source's frames from the disk for good, and their features from every snapshot."""
+    from cld_stream.pipelines.forget import forget as run
+
+    gone = run(store, source)
+    if json:
+        answer_json(gone.as_dict())
+    else:
+        answer(f"Forgot {safe(gone.path)}: {gone.frames:,} frames are gone from the store and its snapshots.")
+
+
+def doctor(
+    store: StoreOption = DEFAULT_STORE,
+    rebuild_catalog: Annotated[
+        bool, typer.Option("--rebuild-catalog", help="Make the catalog anew from the sealed shards.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Check readers, devices, versions and the store's health. Exit 1 when something is broken."""
+    from cld_stream.cli.tables import print_table
+    from cld_stream.pipelines.doctor import doctor as run
+
+    report = run(store, rebuild_catalog=rebuild_catalog)
+    if json:
+        answer_json(report.as_dict())
+    else:
+        print_table(("check", "state", "detail"), report.rows())
+    if report.broken:
+        raise typer.Exit(1)
+
+
+def config(
+    recipe: Annotated[str | None, typer.Option(help="cpu or gpu: the settings that train takes there.")] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Print every setting as commented TOML."""
+    from cld_stream.config import as_dict, as_toml, load_settings
+
+    settings = load_settings(config, set_ or [], recipe=recipe)
+    if json:
+        answer_json(as_dict(settings))
+    else:
+        answer(as_toml(settings))
+
+
+def demo(
+    media: Annotated[Path | None, typer.Option(help="Your own footage, instead of the photographs.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for footage, store and contact sheet.")] = Path("demo-out"),
+) -> None:
+    """Do the whole job once: footage in, trained, queried, a picture of neighbours out."""
+    from cld_stream.cli.progress import IngestDisplay, TrainDisplay
+    from cld_stream.pipelines.demo import demo as run
+
+    made = run(out, media, say=console.print, ingest_display=IngestDisplay, train_display=TrainDisplay)
+    answer(f"Contact sheet: {safe(made)}")

@@ -1,0 +1,108 @@
+"""Live displays on a terminal, plain log lines otherwise."""
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cld_stream.cli.output import answer, console, safe
+from cld_stream.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from cld_stream.pipelines.ingest import IngestProgress, IngestReport
+    from cld_stream.pipelines.train import TrainProgress, TrainReport
+
+_LINE_EVERY_S = 10.0
+
+
+class _Display:
+    """A panel that is redrawn in place; without a terminal, a line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._line_due = time.monotonic() + _LINE_EVERY_S
+
+    def __enter__(self) -> Self:
+        if self._live and not console.quiet:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def _show(self, panel: RenderableType, line: str) -> None:
+        if self._live:
+            self._live.update(panel)
+        elif time.monotonic() >= self._line_due:
+            self._line_due = time.monotonic() + _LINE_EVERY_S
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def _panel(title: str, share: float, pairs: list[tuple[str, str]]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    for _ in range(4):
+        table.add_column()
+    for i in range(0, len(pairs), 2):
+        cells = [Text(text, style="dim" if j % 2 == 0 else "") for j, text in enumerate(sum(pairs[i : i + 2], ()))]
+        table.add_row(*cells)
+    return Group(Text(title, style="bold"), ProgressBar(total=1.0, completed=share, width=60), table)
+
+
+class IngestDisplay(_Display):
+    """Files, frames, frames a second, CPU share, skipped and broken, time left."""
+
+    def __call__(self, p: "IngestProgress") -> None:
+        """Show where ingest is."""
+        share = p.files_done / p.files_total if p.files_total else 1.0
+        rate = p.frames / p.seconds if p.seconds else 0.0
+        left = f"{p.seconds / share - p.seconds:,.0f} s" if share > 0.02 else "?"
+        pairs = [
+            ("files", f"{p.files_done:,} of {p.files_total:,}"), ("frames", f"{p.frames:,} ({rate:,.0f}/s)"),
+            ("skipped", f"{p.skipped:,}"), ("broken", f"{p.broken:,}"),
+            ("CPU", f"{p.cpu_share:.0%}"), ("time left", left),
+        ]  # fmt: skip
+        line = ", ".join(f"{name} {value}" for name, value in pairs)
+        self._show(_panel(f"Ingest  {safe(p.current)[-60:]}", share, pairs), f"ingest: {line}")
+
+
+class TrainDisplay(_Display):
+    """Loss terms, rates, lag, buffer, and how healthy the features are."""
+
+    def __call__(self, p: "TrainProgress") -> None:
+        """Show where training is."""
+        share = p.fed / p.committed if p.committed else 0.0
+        pairs = [
+            ("step", f"{p.step:,}"), ("loss", f"{p.loss:.3f}"),
+            ("instance", f"{p.instance:.3f}"), ("cross-level", f"{p.cld:.3f}"),
+            ("frames/s", f"{p.frames_s:,.0f}"), ("data wait", f"{p.data_wait:.0%}"),
+            ("lag", f"{p.lag:,} frames"), ("thinned", f"{p.thinned:,}"),
+            ("buffer", f"{p.buffered:,} of {p.capacity:,}"), ("groups", f"{p.groups}"),
+            ("feature std", f"{p.feature_std:.4f}"), ("effective rank", f"{p.effective_rank:.1f}"),
+        ]  # fmt: skip
+        line = ", ".join(f"{name} {value}" for name, value in pairs)
+        self._show(_panel(f"Train  {p.state}", share, pairs), f"train ({p.state}): {line}")
+
+
+def print_ingest_summary(report: "IngestReport", *, dry_run: bool) -> None:
+    """Counts by outcome, then every file that did not go in whole."""
+    odd = [f for f in report.files if f.outcome in {"PARTIAL", "BROKEN", "SKIPPED", "MISSING"}]
+    if odd:
+        print_table(("outcome", "file", "reason"), [(f.outcome, f.path, f.reason) for f in odd])
+        answer("")
+    counts = ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(report.counts.items()) if n) or "no files"
+    verb = "would be added" if dry_run else "added"
+    answer(f"{report.frames:,} frames {verb} in {report.seconds:.1f} s. Files: {counts}.")
+
+
+def print_train_summary(report: "TrainReport") -> None:
+    """What this run did, in a line."""
+    answer(
+        f"{report.steps:,} steps, {report.fed:,} frames fed, lag {report.lag:,}. "
+        f"Checkpoint at step {report.step:,}; snapshot {report.snapshot or 'none yet'}."
+    )

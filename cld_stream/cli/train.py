@@ -1,0 +1,47 @@
+"""`cld-stream train`: the daemon."""
+
+from typing import Annotated
+
+import typer
+
+from cld_stream.cli.options import DEFAULT_STORE, ConfigOption, DeviceOption, JsonOption, SetOption, StoreOption
+from cld_stream.cli.output import answer_json, console
+from cld_stream.cli.stopping import StopSignals
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands of this file."""
+    app.command(epilog="Example: cld-stream train --until-caught-up")(train)
+
+
+def train(
+    store: StoreOption = DEFAULT_STORE,
+    steps: Annotated[int | None, typer.Option(help="Stop after this many further steps.", min=1)] = None,
+    until_caught_up: Annotated[
+        bool, typer.Option("--until-caught-up", help="Stop once every committed frame was fed.")
+    ] = False,
+    init: Annotated[str | None, typer.Option(help="random, pretrained, or a .safetensors file.")] = None,
+    device: DeviceOption = "auto",
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Keep training on the store, publish encoders, follow what ingest adds. Resumes by itself; runs until stopped."""
+    from cld_stream.cli.progress import TrainDisplay, print_train_summary
+    from cld_stream.pipelines.device import choose_device
+    from cld_stream.pipelines.train import train as run
+    from cld_stream.pipelines.train import train_settings
+
+    chosen = choose_device(device)
+    settings = train_settings(chosen, config, [*(set_ or []), *([f"encoder.init={init}"] if init else [])])
+    if chosen == "cpu":
+        console.print(f"No GPU in use: taking the small CPU recipe ({settings.encoder.backbone}, "
+                      f"width {settings.encoder.width:g}, {settings.encoder.crop} px).")  # fmt: skip
+    with StopSignals() as stop, TrainDisplay() as display:
+        report = run(
+            store, settings, device=chosen, steps=steps, until_caught_up=until_caught_up, on_progress=display, stop=stop
+        )
+    if json:
+        answer_json(report.as_dict())
+    else:
+        print_train_summary(report)

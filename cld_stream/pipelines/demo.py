@@ -1,0 +1,160 @@
+"""The whole job once: photographs become footage under a moving camera, then ingest, train, query."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cld_stream.config import Settings
+from cld_stream.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Photographs that ship inside the scikit-image wheel; none is downloaded.
+PHOTOGRAPHS = (
+    "astronaut", "camera", "chelsea", "coffee", "coins", "hubble_deep_field", "moon", "rocket", "brick", "grass",
+    "gravel", "motorcycle_left", "page",
+)  # fmt: skip
+CLIPS_PER_PHOTOGRAPH = 3
+CLIP_S, CLIP_FPS, WIDTH, HEIGHT = 8.0, 12, 320, 240
+
+Display = Callable[[], AbstractContextManager[Callable[[Any], None]]]
+
+
+def demo(
+    out: Path, media: Path | None, *, say: Callable[[str], object], ingest_display: Display, train_display: Display
+) -> Path:
+    """Run the three verbs on made footage, or on the folder `media`.
+
+    Args:
+        out: receives `footage/`, `store/` and `neighbours.png`; an old store in it is continued.
+        say: prints a line for the person.
+
+    Returns:
+        The contact sheet.
+
+    Raises:
+        UsageError: scikit-image is absent and no `media` was given; `media` holds nothing to look at.
+    """
+    from cld_stream.pipelines.device import choose_device
+    from cld_stream.pipelines.ingest import ingest
+    from cld_stream.pipelines.query import query
+    from cld_stream.pipelines.train import train
+
+    out.mkdir(parents=True, exist_ok=True)
+    footage = media or make_footage(out / "footage", say)
+    store = out / "store"
+    settings, device = demo_settings(), choose_device("auto")
+    say(f"1. cld-stream ingest {footage}")
+    with ingest_display() as show:
+        report = ingest(store, [str(footage)], settings, on_progress=show)
+    say(f"   {report.frames:,} new frames in {report.seconds:.0f} s")
+    say("2. cld-stream train --until-caught-up")
+    with train_display() as show:
+        trained = train(store, settings, device=device, steps=None, until_caught_up=True, on_progress=show)
+    say(f"   {trained.steps:,} steps; published {trained.snapshot}")
+    sheet = out / "neighbours.png"
+    say(f"3. cld-stream query --frame {_middle_frame(store)} --distinct-s 1000 --sheet {sheet}")
+    query(store, frame=_middle_frame(store), k=11, distinct_s=2.0, sheet=sheet)
+    return sheet
+
+
+def demo_settings() -> Settings:
+    """The CPU recipe, sized for a few thousand frames and two minutes."""
+    s = Settings()
+    return replace(
+        s,
+        encoder=replace(s.encoder, crop=48),
+        buffer=replace(s.buffer, capacity=2048),
+        optim=replace(s.optim, warmup_steps=20),
+        train=replace(s.train, idle_steps=150),
+        publish=replace(s.publish, groups=32),
+    )
+
+
+def make_footage(folder: Path, say: Callable[[str], object]) -> Path:
+    """Film each photograph with a wandering camera, as ordinary H.264 files with rising dates."""
+    folder.mkdir(exist_ok=True)
+    pictures = _photographs()
+    say(f"Filming {len(pictures)} photographs with a moving camera: {folder}")
+    for take in range(CLIPS_PER_PHOTOGRAPH):
+        for n, (name, picture) in enumerate(pictures):
+            path = folder / f"{take:02d}-{n:02d}-{name}.mp4"
+            if not path.exists():
+                part = path.with_suffix(".part")
+                _film(picture, part, np.random.default_rng((take, n)))
+                part.rename(path)
+    return folder
+
+
+def _photographs() -> "list[tuple[str, Image]]":
+    try:
+        from skimage import data
+    except ImportError:
+        raise UsageError(
+            "demo films photographs of scikit-image, which is not installed: pip install 'cld-stream[demo]', "
+            "or name your own footage with --media FOLDER"
+        ) from None
+    from PIL import Image
+
+    found = []
+    for name in PHOTOGRAPHS:
+        path = Path(data.data_dir) / f"{name}.png"
+        for candidate in (path, path.with_suffix(".jpg"), path.with_suffix(".tif")):
+            if candidate.exists():
+                picture = Image.open(candidate).convert("RGB")
+                picture.thumbnail((640, 640))  # twice the film's width is all that the camera can see
+                found.append((name, picture))
+                break
+    return found
+
+
+def _film(picture: "Image", path: Path, rng: np.random.Generator) -> None:
+    """One clip: the camera's centre, zoom, roll and light drift along smooth random paths."""
+    import av
+    from PIL import ImageEnhance
+
+    frames = int(CLIP_S * CLIP_FPS)
+    x, y, zoom, roll, light = (_drift(rng, frames) for _ in range(5))
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=CLIP_FPS, options={"preset": "veryfast", "crf": "23"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for t in range(frames):
+            box = _view(picture.size, x[t], y[t], zoom[t])
+            shot = picture.rotate(6 * roll[t], resample=2).crop(box).resize((WIDTH, HEIGHT), 2)
+            shot = ImageEnhance.Brightness(shot).enhance(1 + 0.25 * light[t])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(shot), format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _drift(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+    """A smooth path in [-1, 1]: three slow sines of random phase."""
+    t = np.linspace(0, 2 * np.pi, n)
+    waves = [np.sin(t * f + rng.uniform(0, 2 * np.pi)) for f in rng.uniform(0.2, 1.2, 3)]
+    return np.asarray(sum(waves)) / 3
+
+
+def _view(size: tuple[int, int], x: float, y: float, zoom: float) -> tuple[int, int, int, int]:
+    """The camera's rectangle (4:3) inside a picture, away from the corners that a roll leaves black."""
+    w, h = size
+    view_w = min(w, h * WIDTH / HEIGHT) * (0.55 + 0.2 * zoom)
+    view_h = view_w * HEIGHT / WIDTH
+    left = (w - view_w) / 2 * (1 + 0.75 * x)
+    top = (h - view_h) / 2 * (1 + 0.75 * y)
+    return round(left), round(top), round(left + view_w), round(top + view_h)
+
+
+def _middle_frame(store: Path) -> int:
+    """A frame from the middle of the newest take, so that its neighbours are in other clips."""
+    from cld_stream.storage.store import Store
+
+    with Store.open(store) as opened:
+        ids = opened.catalog.live_ids()
+    if not len(ids):
+        raise UsageError("nothing was ingested: the folder holds no readable video or photo. Try another --media.")
+    return int(ids[int(len(ids) * 0.9)])
