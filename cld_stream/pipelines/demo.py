@@ -117,7 +117,7 @@ def _photographs() -> "list[tuple[str, Image]]":
 def _film(picture: "Image", path: Path, rng: np.random.Generator) -> None:
     """One clip: the camera's centre, zoom, roll and light drift along smooth random paths."""
     import av
-    from PIL import ImageEnhance
+    from PIL import Image, ImageEnhance
 
     frames = int(CLIP_S * CLIP_FPS)
     x, y, zoom, roll, light = (_drift(rng, frames) for _ in range(5))
@@ -125,8 +125,8 @@ def _film(picture: "Image", path: Path, rng: np.random.Generator) -> None:
         stream = container.add_stream("libx264", rate=CLIP_FPS, options={"preset": "veryfast", "crf": "23"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for t in range(frames):
-            box = _view(picture.size, x[t], y[t], zoom[t])
-            shot = picture.rotate(6 * roll[t], resample=2).crop(box).resize((WIDTH, HEIGHT), 2)
+            camera = _camera(picture.size, x[t], y[t], zoom[t], roll[t])
+            shot = picture.transform((WIDTH, HEIGHT), Image.Transform.AFFINE, camera, Image.Resampling.BILINEAR)
             shot = ImageEnhance.Brightness(shot).enhance(1 + 0.25 * light[t])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(shot), format="rgb24")))
         container.mux(stream.encode(None))
@@ -139,14 +139,15 @@ def _drift(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
     return np.asarray(sum(waves)) / 3
 
 
-def _view(size: tuple[int, int], x: float, y: float, zoom: float) -> tuple[int, int, int, int]:
-    """The camera's rectangle (4:3) inside a picture, away from the corners that a roll leaves black."""
+def _camera(size: tuple[int, int], x: float, y: float, zoom: float, roll: float) -> tuple[float, ...]:
+    """The affine map from film to picture; position, zoom and roll in [-1, 1] keep the film inside the picture."""
     w, h = size
-    view_w = min(w, h * WIDTH / HEIGHT) * (0.55 + 0.2 * zoom)
-    view_h = view_w * HEIGHT / WIDTH
-    left = (w - view_w) / 2 * (1 + 0.75 * x)
-    top = (h - view_h) / 2 * (1 + 0.75 * y)
-    return round(left), round(top), round(left + view_w), round(top + view_h)
+    scale = min(w / WIDTH, h / HEIGHT) * (0.55 + 0.2 * zoom)
+    c, s = scale * np.cos(0.1 * roll), scale * np.sin(0.1 * roll)
+    room_x, room_y = (w - WIDTH * scale) / 2, (h - HEIGHT * scale) / 2
+    centre_x, centre_y = w / 2 + 0.75 * room_x * x, h / 2 + 0.75 * room_y * y
+    left, top = centre_x - (c * WIDTH - s * HEIGHT) / 2, centre_y - (s * WIDTH + c * HEIGHT) / 2
+    return float(c), float(-s), float(left), float(s), float(c), float(top)
 
 
 def _middle_frame(store: Path) -> int:
