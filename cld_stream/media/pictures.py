@@ -17,7 +17,7 @@ __all__ = ["open_picture", "shown_aspect", "taken_utc", "upright_rgb"]
 
 # EPS and friends run other programs, so the formats are named, not left to whatever is installed.
 _FORMATS = (
-    "JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "DIB", "ICO", "PPM", "MPO", "PSD", "QOI", "TGA",
+    "JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "DIB", "ICO", "PPM", "PSD", "QOI", "TGA",
     "JPEG2000", "PCX", "SGI",
 )  # fmt: skip
 _OVERSAMPLE = 3  # pixels kept per pixel of the frame before the last, filtered resize
