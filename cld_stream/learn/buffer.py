@@ -1,0 +1,202 @@
+"""The replay buffer: a bounded table of frame ids. A frame's slot is also its row in the memory bank.
+
+Admission is a proposal first and an act second, so that a step that goes wrong changes nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["POLICIES", "Admission", "Fifo", "Policy", "ReplayBuffer", "Reservoir"]
+
+Ids = NDArray[np.int64]
+EMPTY = -1
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Where newcomers would go. N newcomers.
+
+    Attributes:
+        ids: (N) their frame ids.
+        slots: (N) their slots; -1 = not taken. No slot appears twice.
+        evicted: ids of the frames that lose their slots.
+    """
+
+    ids: Ids
+    slots: Ids
+    evicted: Ids
+
+
+class ReplayBuffer:
+    """At most `capacity` frames, each in a slot of its own. No operation loops over the rows.
+
+    Random choices come from the generator that is passed in; the table itself is deterministic.
+
+    Attributes:
+        ids: frame id of each slot, -1 where it is free.
+        order: the frame's number in the stream of everything offered; tells who came first.
+        born: the learner's step at admission; age = present step - born [steps].
+        replays: how often the frame was replayed since.
+        seen: frames offered so far, taken or not.
+    """
+
+    def __init__(self, capacity: int, policy: str) -> None:
+        if capacity < 1:
+            raise ValueError(f"a buffer needs room for at least one frame, got {capacity}")
+        self.capacity = capacity
+        self.policy = POLICIES[policy]()
+        self.ids: Ids = np.full(capacity, EMPTY, np.int64)
+        self.order: Ids = np.zeros(capacity, np.int64)
+        self.born: Ids = np.zeros(capacity, np.int64)
+        self.replays: Ids = np.zeros(capacity, np.int64)
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self.ids != EMPTY))
+
+    def propose(self, ids_N: Ids, rng: np.random.Generator) -> Admission:
+        """Decide where newcomers would go, changing nothing. Free slots are filled first, in order.
+
+        Raises:
+            ValueError: an id is negative, repeated, or in the buffer already.
+        """
+        ids_N = np.asarray(ids_N, np.int64)
+        known = np.isin(ids_N, self.ids)
+        if (ids_N < 0).any() or len(np.unique(ids_N)) < len(ids_N) or known.any():
+            raise ValueError(f"frame ids must be new, distinct and not negative, got {ids_N}")
+        slots_N = np.full(len(ids_N), EMPTY, np.int64)
+        free = np.flatnonzero(self.ids == EMPTY)[: len(ids_N)]
+        slots_N[: len(free)] = free
+        late = np.arange(len(free), len(ids_N))
+        late = late[self.policy.admit(self.seen + late, self.capacity, rng)]
+        slots_N[late] = self.policy.evict(self, len(late), rng)
+        slots_N = _last_wins(slots_N)
+        replaced = self.ids[slots_N[slots_N != EMPTY]]
+        return Admission(ids_N, slots_N, replaced[replaced != EMPTY])
+
+    def apply(self, admission: Admission, step: int) -> None:
+        """Carry a proposal out; `step` becomes the birth of the newcomers."""
+        number_N = self.seen + np.arange(len(admission.ids))
+        taken = admission.slots != EMPTY
+        slots = admission.slots[taken]
+        self.ids[slots] = admission.ids[taken]
+        self.order[slots] = number_N[taken]
+        self.born[slots] = step
+        self.replays[slots] = 0
+        self.seen += len(admission.ids)
+
+    def admit(self, ids_N: Ids, rng: np.random.Generator, step: int = 0) -> Admission:
+        """Propose and carry out."""
+        admission = self.propose(ids_N, rng)
+        self.apply(admission, step)
+        return admission
+
+    def sample(self, n: int, rng: np.random.Generator, exclude: Ids | None = None) -> Ids:
+        """Distinct occupied slots to replay, none of `exclude`: n, or all there are when fewer."""
+        candidates = self.ids != EMPTY
+        if exclude is not None:
+            candidates[exclude] = False
+        return self.policy.sample(self, np.flatnonzero(candidates), n, rng)
+
+    def touch(self, slots: Ids) -> None:
+        """Count a replay of these (distinct) slots."""
+        self.replays[slots] += 1
+
+    def drop(self, ids: Ids) -> Ids:
+        """Free the slots of frames that no longer exist; ids that are not here are ignored.
+
+        Returns:
+            The freed slots.
+        """
+        slots = np.flatnonzero(np.isin(self.ids, ids) & (self.ids != EMPTY))
+        self.ids[slots] = EMPTY
+        return slots
+
+    def state_dict(self) -> dict[str, NDArray[np.int64]]:
+        """Copies of the table."""
+        columns = {name: getattr(self, name).copy() for name in _COLUMNS}
+        return columns | {"seen": np.array([self.seen], np.int64)}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[np.int64]]) -> None:
+        """Take a saved table over.
+
+        Raises:
+            ValueError: it has another capacity.
+        """
+        if len(state["ids"]) != self.capacity:
+            raise ValueError(f"saved with {len(state['ids'])} rows, this one has {self.capacity}")
+        for name in _COLUMNS:
+            setattr(self, name, np.array(state[name], np.int64))
+        self.seen = int(state["seen"][0])
+
+
+_COLUMNS = ("ids", "order", "born", "replays")
+
+
+class Policy(Protocol):
+    """Who enters a full buffer, who leaves it, who is replayed."""
+
+    def admit(self, number_N: Ids, capacity: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """Which of the newcomers (numbers in the stream, from 0) enter a full buffer."""
+
+    def evict(self, buffer: ReplayBuffer, n: int, rng: np.random.Generator) -> Ids:
+        """Slots for n newcomers, in order. A slot named twice goes to the later one."""
+
+    def sample(self, buffer: ReplayBuffer, candidates: Ids, n: int, rng: np.random.Generator) -> Ids:
+        """At most n distinct ones of the candidate slots."""
+
+
+class _Uniform:
+    """Every candidate is as likely to be replayed as any other."""
+
+    def sample(self, buffer: ReplayBuffer, candidates: Ids, n: int, rng: np.random.Generator) -> Ids:
+        del buffer
+        return rng.choice(candidates, min(n, len(candidates)), replace=False)
+
+
+class Reservoir(_Uniform):
+    """A uniform sample of everything offered (Vitter 1985, algorithm R), a batch at a time.
+
+    Slots freed by `drop` are filled by the next frames without a draw: after a `forget` the
+    sample leans to them.
+    """
+
+    def admit(self, number_N: Ids, capacity: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """Frame number t (from 0) enters with probability capacity / (t + 1)."""
+        return rng.random(len(number_N)) * (number_N + 1) < capacity
+
+    def evict(self, buffer: ReplayBuffer, n: int, rng: np.random.Generator) -> Ids:
+        """Any slot, as likely as any other; also that of a newcomer of the same batch."""
+        return rng.integers(buffer.capacity, size=n)
+
+
+class Fifo(_Uniform):
+    """The newest frames."""
+
+    def admit(self, number_N: Ids, capacity: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """Everyone."""
+        del capacity, rng
+        return np.ones(len(number_N), np.bool_)
+
+    def evict(self, buffer: ReplayBuffer, n: int, rng: np.random.Generator) -> Ids:
+        """The frames that came first; a batch larger than the buffer goes round."""
+        del rng
+        # free slots belong to newcomers of this very batch: they are the youngest
+        key = np.where(buffer.ids == EMPTY, buffer.seen + np.arange(buffer.capacity), buffer.order)
+        oldest_first = np.argsort(key, kind="stable")
+        return np.resize(oldest_first, n)
+
+
+POLICIES: Mapping[str, type[Reservoir] | type[Fifo]] = {"reservoir": Reservoir, "fifo": Fifo}
+
+
+def _last_wins(slots_N: Ids) -> Ids:
+    """Of newcomers that were given one slot only the last keeps it; the others get -1."""
+    _, last = np.unique(slots_N[::-1], return_index=True)
+    keep = np.zeros(len(slots_N), np.bool_)
+    keep[len(slots_N) - 1 - last] = True
+    return np.where(keep, slots_N, EMPTY)
