@@ -18,7 +18,9 @@ def add_to(app: typer.Typer) -> None:
 def ingest(
     paths: Annotated[
         list[str],
-        typer.Argument(help="Folders, files, frame folders, @list.txt, or @list.tsv with sequences.", metavar="PATH..."),
+        typer.Argument(
+            help="Folders, files, frame folders, @list.txt, or @list.tsv with sequences.", metavar="PATH..."
+        ),
     ],
     store: StoreOption = DEFAULT_STORE,
     fps: Annotated[float | None, typer.Option(help="Frames kept per second of video.  [default: 2]")] = None,

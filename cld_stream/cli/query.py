@@ -18,7 +18,9 @@ def query(
     picture: Annotated[Path | None, typer.Argument(help="A picture file.")] = None,
     store: StoreOption = DEFAULT_STORE,
     frame: Annotated[int | None, typer.Option(help="Ask by a stored frame's id.")] = None,
-    source: Annotated[str | None, typer.Option(help="Ask by a source (path, unique end of it, or id) and --at.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Ask by a source (path, unique end of it, or id) and --at.")
+    ] = None,
     at: Annotated[float | None, typer.Option(help="Position in --source [s].")] = None,
     vector: Annotated[Path | None, typer.Option(help="Ask by a vector in a .npy file.")] = None,
     k: Annotated[int, typer.Option("-k", help="Neighbours wanted.", min=1, max=100_000)] = 12,

@@ -29,4 +29,6 @@ class StopSignals:
         if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = True
-        console.print("Stopping: finishing what is at hand. Press Ctrl-C again to end at once (nothing committed is lost).")
+        console.print(
+            "Stopping: finishing what is at hand. Press Ctrl-C again to end at once (nothing committed is lost)."
+        )

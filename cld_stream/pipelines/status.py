@@ -55,7 +55,10 @@ class Status:
             ("snapshot", self._snapshot_line()),
             ("disk free", f"{self.disk_free / 1e9:,.1f} GB"),
         ]
-        out += [(r["kind"], f"pid {r['pid']} on {r['host']}, for {_span(time.time() - r['started_utc'])}") for r in self.runs]
+        out += [
+            (r["kind"], f"pid {r['pid']} on {r['host']}, for {_span(time.time() - r['started_utc'])}")
+            for r in self.runs
+        ]
         return out if self.runs else [*out, ("at work", "nobody")]
 
     def _trained_line(self) -> str:

@@ -1,0 +1,145 @@
+"""Mistakes people make: each gives one clear line and the right exit code, never a traceback."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cld_stream.cli.output import console
+from tests.cli.conftest import Cli
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a picture, a broken picture, and a store that holds both; made once."""
+    from cld_stream.config import Settings
+    from cld_stream.pipelines.ingest import ingest
+
+    home = tmp_path_factory.mktemp("mistakes")
+    (home / "media").mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(2):
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(home / "media" / f"photo{n}.png")
+    (home / "media" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(300))
+    ingest(home / "store", [str(home / "media")], Settings())
+    return home
+
+
+@pytest.fixture
+def home(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the shared folder that a test may spoil, as the current folder."""
+    copy = tmp_path / "home"
+    shutil.copytree(shared, copy)
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("CLD_STREAM_STORE", str(copy / "store"))
+    yield copy
+
+
+# name: (arguments, exit code, words that the message must hold)
+MISTAKES: dict[str, tuple[str, int, tuple[str, ...]]] = {
+    "unknown command": ("ingst media", 2, ("ingst",)),
+    "unknown option": ("ingest media --fsp 2", 2, ("--fsp",)),
+    "no path": ("ingest", 2, ("PATH",)),
+    "absent path": ("ingest nowhere", 2, ("nowhere",)),
+    "absent list": ("ingest @nowhere.txt", 2, ("nowhere.txt",)),
+    "table without a header": ("ingest @bad.tsv", 2, ("bad.tsv", "path")),
+    "zero frames a second": ("ingest media --fps 0", 2, ("fps", "greater than 0")),
+    "unknown reader": ("ingest media --reader opencv", 2, ("reader", "decord")),
+    "unknown fit": ("ingest media --store new --fit squeeze", 2, ("fit", "stretch")),
+    "unknown order": ("ingest media --order random", 2, ("order", "path")),
+    "another size than the store's": ("ingest media --size 96", 2, ("size", "160", "96")),
+    "unknown setting": ("ingest media --set ingest.fsp=2", 2, ("ingest.fps",)),
+    "setting of the wrong type": ("train --set optim.lr=fast", 2, ("optim.lr", "number")),
+    "absent settings file": ("train --config nowhere.toml", 2, ("nowhere.toml",)),
+    "settings that are not TOML": ("train --config bad.tsv", 2, ("bad.tsv", "TOML")),
+    "train without a store": ("train --store nowhere", 2, ("nowhere", "ingest")),
+    "device that is not there": ("train --device cuda:7", 2, ("cuda:7", "cpu")),
+    "device that makes no sense": ("train --device tpu", 2, ("tpu", "cuda")),
+    "unknown backbone": ("train --set encoder.backbone=resnet19 --steps 1", 2, ("resnet19", "resnet18")),
+    "absent weights": ("train --init nowhere.safetensors --steps 1", 2, ("nowhere.safetensors",)),
+    "query before training": ("query media/photo0.png", 2, ("snapshot", "train")),
+    "query with nothing": ("query", 2, ("--frame",)),
+    "query with two things": ("query media/photo0.png --frame 0", 2, ("one",)),
+    "source without a time": ("query --source photo0.png", 2, ("--at",)),
+    "vector that is no array": ("query --vector bad.tsv", 2, ("bad.tsv",)),
+    "unknown space": ("query --frame 0 --space colour", 2, ("colour", "instance")),
+    "unknown snapshot": ("query --frame 0 --snapshot 2019", 2, ("2019",)),
+    "time that is none": ("query --frame 0 --after yesterday", 2, ("yesterday", "ISO")),
+    "publish before training": ("snapshot", 2, ("train",)),
+    "pin an unknown snapshot": ("snapshots --pin 2019", 2, ("2019",)),
+    "forget an unknown source": ("forget nowhere.mp4", 2, ("nowhere.mp4",)),
+    "forget what the name does not settle": ("forget .png", 2, (".png",)),
+    "status without a store": ("status --store nowhere", 2, ("nowhere", "ingest")),
+    "a store that is a file": ("status --store bad.tsv", 2, ("bad.tsv",)),
+    "broken files under --strict": ("ingest media --strict --retry-broken", 4, ("broken",)),
+    "unknown recipe": ("config --recipe tpu", 2, ("tpu", "cpu")),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_gives_a_clear_line_and_its_exit_code(cli: Cli, home: Path, name: str) -> None:
+    arguments, code, words = MISTAKES[name]
+    (home / "bad.tsv").write_text("a\tb\n1\t2\n")
+    ended = cli(*arguments.split())
+    assert (ended.code, "Traceback" in ended.err) == (code, False), ended.err
+    flat = " ".join(ended.err.replace("│", " ").split())
+    assert all(word in flat for word in words), ended.err
+    if "╭" not in ended.err:  # the option parser draws a box
+        assert len(ended.err.strip().splitlines()) <= (3 if code == 2 else 1), ended.err
+
+
+def test_a_second_writer_is_told_who_holds_the_lock(cli: Cli, home: Path) -> None:
+    from cld_stream.storage.store import Store
+
+    with Store.open(home / "store") as store, store.writer("a writer"):
+        ended = cli("ingest", "media")
+    assert ended.code == 3
+    assert f"pid {os.getpid()}" in ended.err
+
+
+def test_a_second_trainer_is_told_who_holds_the_lock(cli: Cli, home: Path) -> None:
+    from cld_stream.storage.store import Store
+
+    with Store.open(home / "store") as store, store.trainer_lock("a trainer"):
+        ended = cli("train", "--steps", "1")
+    assert ended.code == 3
+    assert f"pid {os.getpid()}" in ended.err
+
+
+def test_a_store_of_a_newer_format_is_refused_with_the_upgrade(cli: Cli, home: Path) -> None:
+    header = home / "store" / "store.json"
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"version": 99}))
+    ended = cli("status")
+    assert ended.code == 1
+    assert "99" in ended.err
+    assert "pip install -U cld-stream" in ended.err
+
+
+def test_a_file_name_cannot_talk_to_the_terminal(cli: Cli, home: Path) -> None:
+    evil = home / "media" / "red\x1b[31m\nname.txt"
+    evil.write_text("not a picture")
+    ended = cli("ingest", "media")
+    assert ended.code == 0
+    assert "\x1b[31m" not in ended.out + ended.err
+    assert "\\x1b[31m" in ended.out
+
+
+def test_quiet_says_only_the_answer(cli: Cli, home: Path) -> None:
+    ended = cli("--quiet", "ingest", "media", "--json")
+    console.quiet = False
+    assert ended.err == ""
+    assert json.loads(ended.out)["frames"] == 0
+
+
+def test_the_lock_is_a_kernel_lock(cli: Cli, home: Path) -> None:
+    lock = next((home / "store").glob("*writer*"))
+    with lock.open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert cli("ingest", "media").code == 3
+    assert cli("ingest", "media").code == 0
