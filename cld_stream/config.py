@@ -75,6 +75,9 @@ class IngestSettings(_Section):
     workers: int = setting(0, "decoding processes; 0 = one a core", ge=0, le=1024)
     reader: Literal["auto", "decord", "pyav"] = setting("auto", "video reader")
     order: Literal["time", "path"] = setting("time", "stream order: capture time when known, or natural path order")
+    sequence_fps: float = setting(
+        25.0, "frames per second that frame numbers of picture sequences stand for", gt=0, le=10_000
+    )
     commit_s: float = setting(2.0, "new frames are durable after this long at the latest [s]", gt=0, le=60)
     heartbeat_s: float = setting(20.0, "a worker that shows no progress for this long is killed [s]", gt=0)
     worker_memory_mb: int = setting(1024, "address space a worker may take beyond its start [MB]", ge=256)

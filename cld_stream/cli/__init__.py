@@ -40,7 +40,7 @@ def _options(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only answers and errors.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Trace: every log line, and tracebacks of errors.")] = False,
 ) -> None:
-    global _debug  # noqa: PLW0603 - the one flag that `main` needs after Typer is done
+    global _debug
     _debug = debug
     console.quiet = quiet
     set_up_logging(verbose, debug=debug)

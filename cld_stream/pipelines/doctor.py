@@ -84,9 +84,8 @@ def _pyav() -> str:
 
 
 def _photos() -> str:
-    from PIL import Image, features
-
     import pi_heif
+    from PIL import Image, features
 
     avif = "AVIF" if features.check("avif") else "no AVIF"
     return f"Pillow {Image.__version__}, pi-heif {pi_heif.__version__}, {avif}"

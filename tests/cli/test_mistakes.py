@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,9 @@ from tests.cli.conftest import Cli
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a picture, a broken picture, and a store that holds both; made once."""
-    from cld_stream.config import Settings
     from cld_stream.pipelines.ingest import ingest
+
+    from cld_stream.config import Settings
 
     home = tmp_path_factory.mktemp("mistakes")
     (home / "media").mkdir()
@@ -32,13 +32,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def home(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the shared folder that a test may spoil, as the current folder."""
     copy = tmp_path / "home"
     shutil.copytree(shared, copy)
     monkeypatch.chdir(copy)
     monkeypatch.setenv("CLD_STREAM_STORE", str(copy / "store"))
-    yield copy
+    return copy
 
 
 # name: (arguments, exit code, words that the message must hold)
