@@ -1,0 +1,253 @@
+"""The encoder: any torchvision or timm backbone under two projection heads."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from cld_stream.config import EncoderSettings
+from cld_stream.errors import UsageError
+from cld_stream.learn.heads import make_head
+
+__all__ = ["SMALL_CROP", "Encoder", "Output", "build_encoder"]
+
+SMALL_CROP = 96
+"""Below this many pixels a ResNet starts with a 3x3 stride-1 convolution and no max-pool, as in the authors' CIFAR runs."""
+
+_RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (Bottleneck, [3, 4, 23, 3]),
+    "resnet152": (Bottleneck, [3, 8, 36, 3]),
+}
+
+
+class Output(NamedTuple):
+    """What the encoder says about N pictures.
+
+    Attributes:
+        backbone_ND: h, the backbone's output as it is.
+        instance_Nd: f_I, unit rows, float32.
+        group_Nd: f_G, unit rows, float32.
+    """
+
+    backbone_ND: Tensor
+    instance_Nd: Tensor
+    group_Nd: Tensor
+
+
+class Encoder(nn.Module):
+    """Backbone, instance head, group head. Grouping and discrimination clash on one head, hence two.
+
+    Use `build_encoder`.
+
+    Attributes:
+        backbone_dim: width of the backbone's output.
+    """
+
+    def __init__(self, backbone: nn.Module, backbone_dim: int, head: str, feature_dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.backbone_dim = backbone_dim
+        self.instance_head = make_head(head, backbone_dim, feature_dim)
+        self.group_head = make_head(head, backbone_dim, feature_dim)
+
+    def forward(self, x_N3CC: Tensor) -> Output:
+        """Normalised pictures (see `augment`) to features. Memory format channels_last is the fast one."""
+        h_ND = self.backbone(x_N3CC).flatten(1)
+        instance_Nd, group_Nd = self.instance_head(h_ND), self.group_head(h_ND)
+        return Output(h_ND, F.normalize(instance_Nd.float()), F.normalize(group_Nd.float()))
+
+
+def build_encoder(settings: EncoderSettings, weights: Mapping[str, Tensor] | None = None, *, seed: int = 0) -> Encoder:
+    """The encoder that the settings describe, in train mode, in memory format channels_last, on the CPU.
+
+    The architecture follows from the settings alone. `width` scales the ResNets 18 to 152 and nothing else. The small-image
+    stem goes to torchvision's ResNet family when `crop` < 96, unless `init` is `pretrained`: those weights fit the published
+    stem only.
+
+    Args:
+        weights: tensors by name, which the caller has read from a file: those of a whole encoder, or of its backbone alone (a
+            classifier is ignored, fresh heads stay). They take the place of `settings.init`: nothing is downloaded.
+        seed: of the random start; the global generators are left as they were.
+
+    Raises:
+        UsageError: an unknown backbone (the nearest one is named), a combination that does not exist, weights that do not fit,
+            or weights that cannot be downloaded.
+    """
+    download = settings.init == "pretrained" and weights is None
+    if settings.init not in ("random", "pretrained") and not settings.init.endswith(".safetensors"):
+        raise UsageError(f"encoder.init = {settings.init!r}: expected random, pretrained or a .safetensors file")
+    if settings.init.endswith(".safetensors") and weights is None:
+        raise ValueError(f"the tensors of {settings.init} must be passed in")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = _backbone(settings, download)
+        width = _output_width(backbone, settings.crop)
+        encoder = Encoder(backbone, width, settings.head, settings.feature_dim)
+    if weights is not None:
+        _load(encoder, weights, settings)
+    # torch types `to` without the keyword alone
+    return encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _backbone(settings: EncoderSettings, download: bool) -> nn.Module:
+    """The backbone without its classifier."""
+    name, pretrained = settings.backbone, settings.init == "pretrained"
+    if pretrained and name in _RESNETS and settings.width != 1:
+        raise UsageError(
+            f"encoder.init = pretrained: {name} has weights at full width only, not at width {settings.width:g}. "
+            "Add --set encoder.width=1, or choose init=random."
+        )
+    if name.startswith("timm:"):
+        model = _timm_model(name.removeprefix("timm:"), settings.crop, download)
+    elif name in _RESNETS and not pretrained:
+        model = _ScaledResNet(*_RESNETS[name], settings.width)
+    else:
+        model = _torchvision_model(name, settings.crop, download)
+    if isinstance(model, ResNet) and settings.crop < SMALL_CROP and not pretrained:
+        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    _drop_classifier(model)
+    if settings.norm == "group":
+        found = _use_group_norm(model)
+        if found and pretrained:
+            raise UsageError(
+                f"encoder.norm = group: the pretrained weights of {name} belong to batch norm. "
+                "Choose norm=batch, or init=random."
+            )
+    return model
+
+
+class _ScaledResNet(ResNet):  # type: ignore[misc]  # torchvision is untyped
+    """torchvision's ResNet with every number of channels times `width`."""
+
+    def __init__(self, block: type[BasicBlock] | type[Bottleneck], layers: list[int], width: float) -> None:
+        self._width = width
+        super().__init__(block, layers, num_classes=1)
+
+    def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+        planes = max(4, round(planes * self._width / 4) * 4)
+        if planes != self.inplanes and not hasattr(self, "layer1"):  # the stem is as wide as the first stage
+            self.inplanes = planes
+            self.conv1 = nn.Conv2d(3, planes, 7, stride=2, padding=3, bias=False)
+            self.bn1 = nn.BatchNorm2d(planes)
+        return super()._make_layer(block, planes, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+def _torchvision_model(name: str, crop: int, download: bool) -> nn.Module:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise UsageError(f"encoder.backbone = {name!r}: torchvision has no such model{_nearest(name, known)}")
+    options: dict[str, Any] = {"weights": "DEFAULT" if download else None}
+    if name.startswith("vit_"):
+        options["image_size"] = crop
+    if name in ("googlenet", "inception_v3"):
+        options |= {"init_weights": True} if not download else {}
+    return _built(name, lambda: torchvision.models.get_model(name, **options), download)
+
+
+def _timm_model(name: str, crop: int, download: bool) -> nn.Module:
+    import timm
+
+    known = timm.list_models()
+    if name.partition(".")[0] not in known:
+        raise UsageError(f"encoder.backbone = 'timm:{name}': timm has no such model{_nearest(name, known, 'timm:')}")
+
+    def build(**options: Any) -> nn.Module:
+        return _built(
+            f"timm:{name}",
+            lambda: timm.create_model(name, pretrained=download, num_classes=0, **options),
+            download,
+        )
+
+    try:
+        return build(img_size=crop)  # transformers need to know
+    except TypeError:
+        return build()
+
+
+def _built(name: str, build: Callable[[], nn.Module], download: bool) -> nn.Module:
+    """The model, or in one line why there is none."""
+    try:
+        return build()
+    except (OSError, RuntimeError, ValueError) as e:
+        if not download:
+            raise
+        reason = str(e).partition("\n")[0]
+        raise UsageError(
+            f"encoder.init = pretrained: no weights for {name}: {reason}. Download needs a network; or choose init=random."
+        ) from e
+
+
+def _drop_classifier(model: nn.Module) -> None:
+    """Let everything from the last linear layer of a torchvision classifier on pass its input through."""
+    for name in ("fc", "classifier", "heads", "head"):
+        part = getattr(model, name, None)
+        if isinstance(part, nn.Linear):
+            setattr(model, name, nn.Identity())
+        elif isinstance(part, nn.Sequential):
+            linear = [i for i, layer in enumerate(part) if isinstance(layer, nn.Linear)]
+            for i, layer in enumerate(part):
+                if isinstance(layer, nn.Dropout) or (linear and i >= linear[-1]):
+                    part[i] = nn.Identity()
+    for name in ("aux1", "aux2", "AuxLogits"):
+        if hasattr(model, name):
+            setattr(model, name, None)
+            model.aux_logits = False
+
+
+def _use_group_norm(module: nn.Module) -> int:
+    """Put GroupNorm in place of every BatchNorm below the module; returns how many there were."""
+    found = 0
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            channels = child.num_features
+            groups = max(g for g in range(1, max(1, min(32, channels // 4)) + 1) if channels % g == 0)
+            norm: nn.Module = nn.GroupNorm(groups, channels)
+            if hasattr(child, "act"):  # timm folds the activation in
+                norm = nn.Sequential(norm, child.act)
+            setattr(module, name, norm)
+            found += 1
+        else:
+            found += _use_group_norm(child)
+    return found
+
+
+@torch.no_grad()
+def _output_width(backbone: nn.Module, crop: int) -> int:
+    """Width of what the backbone gives for one picture, found by trying."""
+    backbone.eval()
+    width = backbone(torch.zeros(1, 3, crop, crop)).flatten(1).shape[1]
+    backbone.train()
+    return int(width)
+
+
+def _load(encoder: Encoder, weights: Mapping[str, Tensor], settings: EncoderSettings) -> None:
+    """Copy the tensors in; see `build_encoder` for which."""
+    own = encoder.state_dict()
+    if not any(name.startswith("backbone.") for name in weights):
+        weights = {f"backbone.{name}": tensor for name, tensor in weights.items()}
+    fitting = {n: t for n, t in weights.items() if n in own}
+    wrong = [n for n, t in fitting.items() if t.shape != own[n].shape]
+    wrong += [n for n in own if n.startswith("backbone.") and n not in fitting]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UsageError(
+            f"encoder.init = {settings.init}: tensors are absent or of another shape for {settings.backbone} at width "
+            f"{settings.width:g}, crop {settings.crop}: {', '.join(wrong[:3])}{more}. "
+            "Give the backbone, width, norm, crop and head that they were saved with."
+        )
+    encoder.load_state_dict(fitting, strict=False)
+
+
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f"; did you mean {prefix}{match[0]}?" if match else ""

@@ -1,0 +1,93 @@
+"""The loss: one function per equation. L = instance term + lambda x cross-level term, each the mean of two views.
+
+Paper: Wang, Liu, Yu 2021 (https://arxiv.org/abs/2008.03813).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cld_stream.learn.groups import full_precision, local_kmeans
+
+__all__ = ["cross_level_loss", "npid_loss"]
+
+# Shape suffixes: N frames of the batch, M rows of the bank, D features, K groups.
+
+_NEVER = -1e4
+"""Logit of a row that does not take part: its share of the softmax is exactly zero, and so is its gradient."""
+
+
+def npid_loss(
+    f_ND: Tensor,
+    bank_MD: Tensor,
+    own_N: Tensor,
+    temperature: float,
+    *,
+    live_M: Tensor | None = None,
+    other_ND: Tensor | None = None,
+    newborn_N: Tensor | None = None,
+) -> Tensor:
+    """Each frame must find its own row among all live rows of the bank: C(f_I(x_i), v_i, v_{j != i}; T_I).
+
+    Wu et al. 2018, eq. 2 (https://arxiv.org/abs/1805.01978), without the noise-contrastive shortcut. Departures, because
+    the frames of a stream come and go: dead rows do not stand in the softmax; a frame whose row was filled in this very step
+    (`newborn_N`), or that has no row (`own_N` = -1), takes the other view as its positive instead. A newborn row is still a
+    negative of the other frames.
+
+    Args:
+        f_ND: unit instance features of one view.
+        bank_MD: unit rows; never receives a gradient.
+        own_N: row of each frame, -1 = none. A frame's own row must be live.
+        temperature: T_I > 0.
+        live_M: which rows take part; None = all.
+        other_ND: unit features of the other view; never receives a gradient. Needed by newborn frames and those without a row.
+        newborn_N: whose row was born in this step; None = nobody's.
+
+    Returns:
+        Mean over the batch, in nats; log(live rows) means "knows nothing".
+
+    Raises:
+        ValueError: a frame needs the other view, but it is not given.
+    """
+    if other_ND is None and (newborn_N is not None or bool((own_N < 0).any())):
+        raise ValueError("frames without a filled row need the other view as their positive")
+    with full_precision(f_ND.device.type):
+        f_ND, bank_MD = f_ND.float(), bank_MD.detach().float()
+        has_row_N = own_N >= 0
+        row_N = own_N.clamp(min=0)
+        positive_ND = bank_MD[row_N]
+        if other_ND is not None:
+            by_row_N = has_row_N if newborn_N is None else has_row_N & ~newborn_N
+            positive_ND = torch.where(by_row_N[:, None], positive_ND, other_ND.detach().float())
+        positive_N = (f_ND * positive_ND).sum(1) / temperature
+        logits_NM = f_ND @ (bank_MD.T / temperature)
+        if live_M is not None:
+            logits_NM = logits_NM.masked_fill(~live_M, _NEVER)
+        # a frame's own column holds its positive; a frame without a row gets a column of its own
+        column_N1 = row_N[:, None]
+        own_N1 = torch.where(has_row_N, positive_N, logits_NM.gather(1, column_N1)[:, 0])[:, None]
+        total_N = logits_NM.scatter(1, column_N1, own_N1).logsumexp(1)
+        total_N = torch.where(has_row_N, total_N, torch.logaddexp(total_N, positive_N))
+        return (total_N - positive_N).mean()
+
+
+def cross_level_loss(g1_ND: Tensor, g2_ND: Tensor, k: int, iters: int, temperature: float) -> Tensor:
+    """Each view must find the group of its frame among the groups of the other view; the mean of both directions.
+
+    1/2 [C(f_G(x_i), M'_{Gamma'(i)}, M'_other; T_G) + C(f_G(x'_i), M_{Gamma(i)}, M_other; T_G)]. The gradient flows through
+    the centroids; the zero centroids of empty groups stand in the softmax with logit 0, as in the authors' code.
+
+    Args:
+        g1_ND, g2_ND: unit group features of the two views of the same frames, in the same order.
+        k, iters: of the local k-means of each view.
+        temperature: T_G > 0.
+
+    Returns:
+        In nats; log(k) means "knows nothing".
+    """
+    labels1_N, centroids1_KD = local_kmeans(g1_ND, k, iters)
+    labels2_N, centroids2_KD = local_kmeans(g2_ND, k, iters)
+    with full_precision(g1_ND.device.type):
+        first = F.cross_entropy(g1_ND.float() @ centroids2_KD.T / temperature, labels2_N)
+        second = F.cross_entropy(g2_ND.float() @ centroids1_KD.T / temperature, labels1_N)
+    return (first + second) / 2
