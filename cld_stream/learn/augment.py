@@ -1,0 +1,196 @@
+"""Two random views of every frame, and the one view that is embedded: batched tensor code on the frames' own device.
+
+A crop with its antialiased resize is a pair of matrices, one for rows and one for columns, so that all crops of a batch are
+two batched matrix products and a flip is free. Each sample has factors of its own.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cld_stream.config import AugmentSettings
+from cld_stream.learn.colour import blur, brightness, contrast, greyscale, hue, saturation
+
+__all__ = ["MEAN", "RATIOS", "STD", "Boxes", "TwoViews", "central_view", "random_boxes", "resized_crops"]
+
+# Shape suffixes: N frames, S side of a stored frame, C side of a view, 3 colours. V = 2 N views.
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet: what published weights expect, and near enough for any footage."""
+
+RATIOS = (3 / 4, 4 / 3)
+"""Width / height of a crop in the true picture; squeezed to a square view, as torchvision's RandomResizedCrop does."""
+
+_TRIES = 10
+
+
+class Boxes(NamedTuple):
+    """Crops in the true picture, as shares of its width and height."""
+
+    left_N: Tensor
+    top_N: Tensor
+    width_N: Tensor
+    height_N: Tensor
+
+
+class TwoViews:
+    """Two independent augmentations of each frame: crop, flip, colour jitter, grey, blur, normalise.
+
+    The distribution of every part is that of torchvision's transforms of the same name (RandomResizedCrop, ColorJitter,
+    RandomGrayscale, GaussianBlur with sigma 0.1 to 2). Departures: crops are drawn in the true picture, of which the stored
+    square is a stretched copy; they are not rounded to whole pixels; the order of the four jitters is drawn once for each
+    view of a batch, not for each sample.
+    """
+
+    def __init__(self, augment: AugmentSettings, crop: int) -> None:
+        self.augment = augment
+        self.crop = crop
+
+    @torch.no_grad()
+    def __call__(self, frames_NSS3: Tensor, aspect_N: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Two views of each frame.
+
+        Args:
+            frames_NSS3: stored frames, uint8.
+            aspect_N: width / height as shown, > 0.
+            generator: the only source of randomness; on any device (draws are made there, so the views of a CPU generator do
+                not depend on the frames' device).
+
+        Returns:
+            x1, x2: float32 (N, 3, crop, crop), normalised, channels_last.
+        """
+        device, a = frames_NSS3.device, self.augment
+        n = len(frames_NSS3)
+        # columns: crop 0-21, flip, jitter, four strengths, grey, blur, sigma
+        u_VR = torch.rand(2 * n, 31, generator=generator, device=generator.device).to(device)
+        orders = [torch.randperm(4, generator=generator, device=generator.device).tolist() for _ in (1, 2)]
+        aspect_V = aspect_N.to(device, torch.float32).repeat(2)
+        boxes = random_boxes(aspect_V, a.scale_min, u_VR[:, :22])
+        x_V3CC = resized_crops(frames_NSS3, boxes, self.crop, u_VR[:, 22] < a.flip)
+        views = (
+            self._colours(x, u, order)
+            for x, u, order in zip(x_V3CC.chunk(2), u_VR[:, 23:].chunk(2), orders, strict=True)
+        )
+        x1, x2 = (_normalised(x) for x in views)
+        return x1, x2
+
+    def _colours(self, x_N3CC: Tensor, u_N8: Tensor, order: list[int]) -> Tensor:
+        """Colour jitter, grey and blur of one view."""
+        a = self.augment
+        jittered_N = u_N8[:, 0] < a.jitter
+        jitters = (
+            (brightness, a.brightness, 1.0),
+            (contrast, a.contrast, 1.0),
+            (saturation, a.saturation, 1.0),
+            (hue, a.hue, 0.0),
+        )
+        for i in order:
+            change, strength, neutral = jitters[i]
+            if strength > 0 and a.jitter > 0:
+                factor_N = neutral + strength * (2 * u_N8[:, 1 + i] - 1)
+                x_N3CC = change(x_N3CC, torch.where(jittered_N, factor_N, neutral))
+        grey_N = u_N8[:, 5] < a.grey
+        if a.grey > 0:
+            x_N3CC = torch.where(grey_N[:, None, None, None], greyscale(x_N3CC), x_N3CC)
+        if a.blur > 0:
+            sigma_N = 0.1 + 1.9 * u_N8[:, 7]
+            x_N3CC = blur(x_N3CC, torch.where(u_N8[:, 6] < a.blur, sigma_N, 0.0))
+        return x_N3CC
+
+
+@torch.no_grad()
+def central_view(frames_NSS3: Tensor, aspect_N: Tensor, crop: int) -> Tensor:
+    """The view of each frame that is embedded: its largest central box that is no wider than 4:3 and no taller than 3:4.
+
+    That is the box on which RandomResizedCrop falls back. It shows the whole of a 4:3 photo and three quarters of a 16:9
+    video, and squeezes no shape more than a training crop does.
+
+    Args:
+        frames_NSS3: stored frames, uint8.
+        aspect_N: width / height as shown, > 0.
+        crop: side of the view [pixels].
+
+    Returns:
+        float32 (N, 3, crop, crop), normalised, channels_last, on the frames' device.
+    """
+    aspect_N = aspect_N.to(frames_NSS3.device, torch.float32)
+    x_N3CC = resized_crops(frames_NSS3, _central_boxes(aspect_N), crop)
+    return _normalised(x_N3CC)
+
+
+def random_boxes(aspect_N: Tensor, scale_min: float, u_NR: Tensor) -> Boxes:
+    """RandomResizedCrop's box: area uniform in [scale_min, 1] of the picture, log ratio uniform in log RATIOS, the first of ten
+    tries that fits inside, else the central box.
+
+    Args:
+        aspect_N: width / height of the pictures.
+        u_NR: 22 columns of uniform numbers in [0, 1).
+    """
+    low, high = math.log(RATIOS[0]), math.log(RATIOS[1])
+    area_NT = (scale_min + (1 - scale_min) * u_NR[:, :_TRIES]) * aspect_N[:, None]
+    ratio_NT = torch.exp(low + (high - low) * u_NR[:, _TRIES : 2 * _TRIES])
+    width_NT = (area_NT * ratio_NT).sqrt() / aspect_N[:, None]
+    height_NT = (area_NT / ratio_NT).sqrt()
+    fits_NT = (width_NT <= 1) & (height_NT <= 1)
+    first_N1 = fits_NT.to(torch.uint8).argmax(1, keepdim=True)
+    centre, none_N = _central_boxes(aspect_N), ~fits_NT.any(1)
+    width_N = torch.where(none_N, centre.width_N, width_NT.gather(1, first_N1)[:, 0])
+    height_N = torch.where(none_N, centre.height_N, height_NT.gather(1, first_N1)[:, 0])
+    left_N = torch.where(none_N, centre.left_N, (1 - width_N) * u_NR[:, -2])
+    top_N = torch.where(none_N, centre.top_N, (1 - height_N) * u_NR[:, -1])
+    return Boxes(left_N, top_N, width_N, height_N)
+
+
+def resized_crops(frames_NSS3: Tensor, boxes: Boxes, crop: int, flip_V: Tensor | None = None) -> Tensor:
+    """Cut boxes and resize them, bilinear with antialiasing: on whole pixels, torchvision's `resized_crop`.
+
+    Args:
+        frames_NSS3: uint8.
+        boxes: N of them, or 2 N: first and second view of each frame.
+        crop: side of a view [pixels].
+        flip_V: which views are mirrored.
+
+    Returns:
+        float32 in [0, 1], (V, 3, crop, crop).
+    """
+    n, side = frames_NSS3.shape[:2]
+    views = len(boxes.top_N) // n
+    rows_VCS = _resize_matrix(boxes.top_N, boxes.height_N, side, crop)
+    columns_VCS = _resize_matrix(boxes.left_N, boxes.width_N, side, crop)
+    if flip_V is not None:
+        columns_VCS = torch.where(flip_V[:, None, None], columns_VCS.flip(1), columns_VCS)
+    pixels = frames_NSS3.to(torch.float32).view(n, side, side * 3).div_(255)
+    # the views of a frame side by side: one product reads its pixels once
+    rows = rows_VCS.view(views, n, crop, side).transpose(0, 1).reshape(n, views * crop, side)
+    x = (rows @ pixels).view(n, views, crop, side, 3).permute(1, 0, 4, 2, 3)
+    x = x.reshape(views * n, 3 * crop, side) @ columns_VCS.transpose(1, 2)
+    return x.view(views * n, 3, crop, crop)
+
+
+def _resize_matrix(start_V: Tensor, length_V: Tensor, side: int, crop: int) -> Tensor:
+    """(V, crop, side): weights of a triangle filter over the pixels of [start, start + length), given as shares of the side."""
+    start_V11 = start_V[:, None, None] * side
+    length_V11 = (length_V[:, None, None] * side).clamp(min=1)
+    scale_V11 = length_V11 / crop
+    pixel_S = torch.arange(side, device=start_V.device) + 0.5 - start_V11
+    centre_C1 = (torch.arange(crop, device=start_V.device)[:, None] + 0.5) * scale_V11
+    weight_VCS = 1 - (pixel_S - centre_C1).abs_() / scale_V11.clamp(min=1)
+    weight_VCS.clamp_(min=0)
+    # half a thousandth of a pixel absorbs the rounding of boxes on whole pixels
+    inside_V1S = (pixel_S - length_V11 / 2).abs() < length_V11 / 2 + 5e-4
+    weight_VCS *= inside_V1S
+    return weight_VCS / weight_VCS.sum(2, keepdim=True).clamp(min=1e-6)
+
+
+def _central_boxes(aspect_N: Tensor) -> Boxes:
+    """The largest central boxes with a ratio within RATIOS."""
+    width_N = (RATIOS[1] / aspect_N).clamp(max=1)
+    height_N = (aspect_N / RATIOS[0]).clamp(max=1)
+    return Boxes((1 - width_N) / 2, (1 - height_N) / 2, width_N, height_N)
+
+
+def _normalised(x_N3CC: Tensor) -> Tensor:
+    mean, std = (torch.tensor(v, device=x_N3CC.device)[:, None, None] for v in (MEAN, STD))
+    return ((x_N3CC - mean) / std).contiguous(memory_format=torch.channels_last)

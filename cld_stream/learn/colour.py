@@ -1,0 +1,70 @@
+"""Changes of colour with a factor for each sample. With one factor for all they are torchvision's functions of the same name.
+
+All take float (N, 3, C, C) in [0, 1] and a factor per sample, and return the same shape and range.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["blur", "brightness", "contrast", "greyscale", "hue", "saturation"]
+
+
+def brightness(x_N3CC: Tensor, factor_N: Tensor) -> Tensor:
+    """Towards black (0), unchanged (1), brighter (> 1)."""
+    return (x_N3CC * factor_N[:, None, None, None]).clamp_(0, 1)
+
+
+def contrast(x_N3CC: Tensor, factor_N: Tensor) -> Tensor:
+    """Towards the mean grey of the picture (0), unchanged (1), away from it (> 1)."""
+    mean_N111 = _luma(x_N3CC).mean((1, 2, 3), keepdim=True)
+    return _blend(x_N3CC, mean_N111, factor_N)
+
+
+def saturation(x_N3CC: Tensor, factor_N: Tensor) -> Tensor:
+    """Towards grey (0), unchanged (1), more colourful (> 1)."""
+    return _blend(x_N3CC, _luma(x_N3CC), factor_N)
+
+
+def hue(x_N3CC: Tensor, turns_N: Tensor) -> Tensor:
+    """Turn the hue of HSV by a share of the colour wheel, in [-0.5, 0.5]; value and saturation stay."""
+    r, g, b = x_N3CC.unbind(1)
+    top, bottom = x_N3CC.amax(1), x_N3CC.amin(1)
+    chroma = top - bottom
+    scale = chroma.clamp(min=1e-12).reciprocal_()
+    # hue in sixths: 0 red, 2 green, 4 blue; anything where there is no colour
+    sixths = torch.where(top == r, (g - b) * scale, torch.where(top == g, (b - r) * scale + 2, (r - g) * scale + 4))
+    sixths += (6 * turns_N)[:, None, None]
+    corner_3 = torch.tensor([5.0, 3.0, 1.0], device=x_N3CC.device)[:, None, None]
+    k_N3CC = (sixths[:, None] + corner_3).remainder_(6)
+    k_N3CC = torch.minimum(k_N3CC, 4 - k_N3CC).clamp_(0, 1)
+    return top[:, None] - k_N3CC.mul_(chroma[:, None])
+
+
+def greyscale(x_N3CC: Tensor) -> Tensor:
+    """Luma in all three colours."""
+    return _luma(x_N3CC).expand_as(x_N3CC)
+
+
+def blur(x_N3CC: Tensor, sigma_N: Tensor) -> Tensor:
+    """Gaussian blur over a window of about a tenth of the side, mirrored at the edges. sigma [pixels]; 0 = unchanged."""
+    side = x_N3CC.shape[-1]
+    reach = max(1, side // 20)
+    offset_W = torch.arange(-reach, reach + 1, device=x_N3CC.device)
+    weight_NW = torch.exp(-0.5 * (offset_W / sigma_N.clamp(min=1e-3)[:, None]).square())
+    weight_NW = weight_NW / weight_NW.sum(1, keepdim=True)
+    source_CW = torch.arange(side, device=x_N3CC.device)[:, None] + offset_W
+    source_CW = (side - 1) - ((side - 1) - source_CW.abs()).abs()
+    matrix_NCC = x_N3CC.new_zeros(len(x_N3CC), side, side)
+    shape = (len(x_N3CC), side, len(offset_W))
+    matrix_NCC.scatter_add_(2, source_CW.expand(shape), weight_NW[:, None].expand(shape).contiguous())
+    return matrix_NCC[:, None] @ x_N3CC @ matrix_NCC.transpose(1, 2)[:, None]
+
+
+def _luma(x_N3CC: Tensor) -> Tensor:
+    """(N, 1, C, C), by ITU-R 601."""
+    r, g, b = x_N3CC.unbind(1)
+    return (0.2989 * r).add_(g, alpha=0.587).add_(b, alpha=0.114)[:, None]
+
+
+def _blend(x_N3CC: Tensor, other: Tensor, factor_N: Tensor) -> Tensor:
+    return torch.lerp(other.expand_as(x_N3CC), x_N3CC, factor_N[:, None, None, None]).clamp_(0, 1)
