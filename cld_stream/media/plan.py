@@ -1,0 +1,296 @@
+"""What a video holds, learned by walking its packets without decoding any; and from that, what must be decoded.
+
+The sampling rule: cell k holds the displayed frames whose time lies in [(k - 1/2) / fps, (k + 1/2) / fps), counted
+from the first displayed frame; of every cell one frame is kept, the nearest to k / fps among those that are decoded.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import av.logging
+
+from cld_stream.errors import MediaError
+
+__all__ = ["NoVideoError", "Plan", "cell_of", "in_words", "make_plan", "open_container", "ticks_of"]
+
+av.logging.set_level(av.logging.PANIC)  # reasons are reported, FFmpeg's chatter is not
+
+Mode = Literal["keys", "references", "all"]
+_SEEKABLE = {"mov", "matroska", "webm", "mp4"}
+
+
+class NoVideoError(MediaError):
+    """The file holds sound or data, but no moving picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to read one video.
+
+    Attributes:
+        mode: decode only `keys` (and the whole of the last group of pictures), only frames that others `references`
+            refer to, or `all`.
+        times: presentation time of every packet [ticks], sorted; empty where the container gives none.
+        wanted: time of the frame that the rule chooses for each cell [ticks], sorted.
+        keys: times of the key frames [ticks], sorted.
+        start: time of the first displayed frame [ticks]; None where the container gives no times.
+        tick_s: seconds a tick.
+        aspect: width / height as shown, before rotation.
+        seekable: an earlier run can be continued from a key frame.
+        damage: why the file is only partly readable, or "".
+        created_utc: when the recording began, if the container says so.
+    """
+
+    codec: str
+    width: int
+    height: int
+    aspect: float
+    mode: Mode
+    times: list[int]
+    wanted: list[int]
+    keys: list[int]
+    start: int | None
+    tick_s: float
+    rate: float
+    packets: int
+    seekable: bool
+    skip_unreferenced: bool
+    damage: str
+    created_utc: float | None
+
+    @property
+    def last_key(self) -> int | None:
+        """Everything from here on is decoded in mode `keys`."""
+        return self.keys[-1] if self.keys else None
+
+
+@dataclass
+class _Walk:
+    """What the packets said: (time, key, reference) of every displayed one, and the times of all."""
+
+    shown: list[tuple[int, bool, bool]]
+    times: list[int]
+    packets: int
+    timed: bool
+    end_s: float
+    damage: str
+
+
+def cell_of(time_s: float, fps: float) -> int:
+    """Number of the cell that a frame belongs to."""
+    return math.floor(time_s * fps + 0.5 + 1e-9)
+
+
+def ticks_of(item: Any) -> int | None:
+    """Presentation time of a packet or frame; its decoding time where there is none."""
+    ticks = item.pts if item.pts is not None else item.dts
+    return None if ticks is None else int(ticks)
+
+
+def open_container(path: Path) -> Any:
+    """A PyAV container, local files only.
+
+    Raises:
+        MediaError: it cannot be opened; the message is a reason in plain words.
+    """
+    try:
+        return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise MediaError(in_words(error, path)) from error
+
+
+def in_words(error: BaseException, path: Path) -> str:
+    """Why a file could not be read, for a person."""
+    if isinstance(error, FileNotFoundError) or not path.exists():
+        return "the file is gone"
+    if isinstance(error, PermissionError):
+        return "no permission to read the file"
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    if isinstance(error, av.InvalidDataError | EOFError):
+        return "the file is cut off or damaged: its header cannot be read"
+    if isinstance(error, MemoryError):
+        return "reading it takes more memory than ingest.worker_memory_mb allows"
+    return f"FFmpeg cannot read it: {error.__class__.__name__}"
+
+
+def make_plan(path: Path, fps: float, beat: Callable[[], None]) -> Plan:
+    """Walk the packets of a file.
+
+    Args:
+        path: a video.
+        fps: frames to keep per second.
+        beat: called at every packet, as a sign of life.
+
+    Raises:
+        NoVideoError: there is no video stream.
+        MediaError: nothing in it can be read.
+    """
+    with open_container(path) as container:
+        stream = video_stream(container)
+        walk = _walk(container, stream, beat)
+        context, tick_s = stream.codec_context, float(stream.time_base or Fraction(1, 1000))
+        start = min((t for t, _, _ in walk.shown), default=None) if walk.timed else None
+        pixel = stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1)
+        keys = sorted(t for t, key, _ in walk.shown if key) if walk.timed else []
+        mode, candidates, skip = _choose(walk, start, tick_s, fps)
+        return Plan(
+            codec=context.name,
+            width=context.width,
+            height=context.height,
+            aspect=context.width * float(pixel or 1) / max(1, context.height),
+            mode=mode,
+            times=sorted(walk.times) if walk.timed else [],
+            wanted=_nearest(candidates, start or 0, tick_s, fps),
+            keys=keys,
+            start=start,
+            tick_s=tick_s,
+            rate=float(stream.average_rate or stream.guessed_rate or 25),
+            packets=walk.packets,
+            seekable=walk.timed and not walk.damage and _seekable(container),
+            skip_unreferenced=skip,
+            damage=walk.damage or _cut_off(container, stream, walk),
+            created_utc=_created(container),
+        )
+
+
+def video_stream(container: Any) -> Any:
+    """The first moving picture of a container (cover art is none).
+
+    Raises:
+        NoVideoError, MediaError: there is none; there is no stream at all.
+    """
+    if not container.streams:
+        raise MediaError("the file is damaged: no stream could be found in it")
+    for stream in container.streams.video:
+        if stream.codec_context is not None and not stream.disposition & _COVER:
+            return stream
+    raise NoVideoError("no video stream")
+
+
+_COVER = av.stream.Disposition.attached_pic
+
+
+def _walk(container: Any, stream: Any, beat: Callable[[], None]) -> _Walk:
+    walk = _Walk([], [], 0, True, 0.0, "")
+    referenced = _reference_test(stream.codec_context)
+    try:
+        for packet in container.demux():
+            beat()
+            if packet.size == 0:
+                continue
+            ticks = ticks_of(packet)
+            if ticks is not None and packet.time_base:
+                walk.end_s = max(walk.end_s, float((ticks + (packet.duration or 0)) * packet.time_base))
+            if packet.stream_index != stream.index:
+                continue
+            walk.packets += 1
+            walk.timed = walk.timed and packet.pts is not None
+            if packet.is_corrupt and not walk.damage:
+                walk.damage = "a part of the file is damaged or cut off"
+            if ticks is not None:
+                walk.times.append(ticks)
+                if not packet.is_discard:
+                    key = packet.is_keyframe
+                    walk.shown.append((ticks, key, key or referenced(packet)))
+    except (av.FFmpegError, OSError) as error:
+        walk.damage = f"the file can be read only up to {walk.end_s:.1f} s ({error.__class__.__name__})"
+    return walk
+
+
+def _choose(walk: _Walk, start: int | None, tick_s: float, fps: float) -> tuple[Mode, list[int], bool]:
+    """(mode, times of the frames to choose from, whether unreferenced frames may be left out)."""
+    if start is None:
+        return "all", [], False
+    cell = {t: cell_of((t - start) * tick_s, fps) for t, _, _ in walk.shown}
+    keys = [t for t, key, _ in walk.shown if key]
+    references = [t for t, _, reference in walk.shown if reference]
+    every = list(cell)
+    skip = len(references) < len(every) and {cell[t] for t in references} == set(cell.values())
+    forward = references if skip else every
+    if len(keys) > 1:
+        last = max(keys)
+        before = {c for t, c in cell.items() if t <= last}
+        if before <= {cell[t] for t in keys} and len(keys) < len(every):
+            return "keys", keys + [t for t in forward if t > last], skip
+    return ("references" if skip else "all"), forward, skip
+
+
+def _nearest(ticks: Iterable[int], start: int, tick_s: float, fps: float) -> list[int]:
+    best: dict[int, tuple[float, int]] = {}
+    for t in ticks:
+        time_s = (t - start) * tick_s
+        cell = cell_of(time_s, fps)
+        rank = (abs(time_s - cell / fps), t)
+        best[cell] = min(best.get(cell, rank), rank)
+    return [t for _, (_, t) in sorted(best.items())]
+
+
+def _seekable(container: Any) -> bool:
+    return bool(_SEEKABLE & set(container.format.name.split(",")))
+
+
+def _cut_off(container: Any, stream: Any, walk: _Walk) -> str:
+    """Whether the header promises more than there is."""
+    if stream.frames > walk.packets > 0:
+        return f"the file is cut off: {walk.packets} of {stream.frames} frames are there"
+    promised = (container.duration or 0) / av.time_base + max(0, container.start_time or 0) / av.time_base
+    if walk.timed and walk.packets and promised - walk.end_s > max(1.0, 0.05 * promised):
+        return f"the file is cut off: it ends at {walk.end_s:.1f} s of {promised:.1f} s"
+    return ""
+
+
+def _created(container: Any) -> float | None:
+    from datetime import UTC, datetime
+
+    try:
+        created = datetime.fromisoformat(container.metadata["creation_time"])
+    except (KeyError, ValueError):
+        return None
+    if created.tzinfo is None:
+        created = created.replace(tzinfo=UTC)
+    return created.timestamp() if created.year > 1971 else None
+
+
+def _reference_test(context: Any) -> Callable[[Any], bool]:
+    """Says of a packet whether other frames may refer to it; where that is not known: yes."""
+    extra = context.extradata or b""
+    prefixed = extra[:1] == b"\x01"
+    if context.name == "h264":
+        width = (extra[4] & 3) + 1 if prefixed and len(extra) > 4 else 0
+        return lambda packet: _h264_referenced(memoryview(packet), width)
+    if context.name == "hevc":
+        width = (extra[21] & 3) + 1 if prefixed and len(extra) > 21 else 0
+        return lambda packet: _hevc_referenced(memoryview(packet), width)
+    return lambda _: True
+
+
+def _h264_referenced(data: memoryview, width: int) -> bool:
+    """nal_ref_idc of the first slice (ITU-T H.264, 7.4.1)."""
+    return next((bool(b & 0x60) for b in _units(data, width) if 1 <= b & 0x1F <= 5), True)
+
+
+def _hevc_referenced(data: memoryview, width: int) -> bool:
+    """Even slice types up to 14 are sub-layer non-reference pictures (ITU-T H.265, table 7-1)."""
+    types = (b >> 1 & 0x3F for b in _units(data, width))
+    return next((t > 14 or t % 2 == 1 for t in types if t < 32), True)
+
+
+def _units(data: memoryview, width: int) -> Iterable[int]:
+    """First byte of each NAL unit: length-prefixed (MP4, Matroska), or after start codes (width 0)."""
+    at = 0
+    if width == 0:
+        head = bytes(data[:4096])
+        while (at := head.find(b"\0\0\1", at)) >= 0 and at + 3 < len(head):
+            yield head[at + 3]
+            at += 3
+        return
+    while at + width < len(data):
+        length = int.from_bytes(data[at : at + width], "big")
+        yield data[at + width]
+        at += width + length

@@ -1,0 +1,229 @@
+"""A worker process a core: jobs in, events out, in the order of the jobs, whatever a file does to its worker."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+
+from cld_stream.config import IngestSettings
+from cld_stream.media.job import Chunk, Done, Event, Job
+
+__all__ = ["DecodePool", "Worker"]
+
+_WINDOW_JOBS = 64  # jobs ahead of the one whose events are handed out
+_WINDOW_BYTES = 64 * 2**20  # events of such jobs kept in memory
+
+
+class Worker:
+    """One process, in its own process group, and the socket to it.
+
+    Args:
+        memory_mb: address space it may take beyond its start.
+    """
+
+    def __init__(self, memory_mb: int) -> None:
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "cld_stream.media.worker", str(theirs.fileno()), str(memory_mb)]
+        self.process = subprocess.Popen(  # noqa: S603
+            command,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        theirs.close()
+        self.pipe = Connection(ours.detach())
+        self.job: Job | None = None
+        self.files = 0
+        self.heard = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also its process group."""
+        return self.process.pid
+
+    def take(self, job: Job) -> None:
+        """Start a job. A worker that is already gone is noticed at the next receive."""
+        self.job, self.files, self.heard = job, self.files + 1, time.monotonic()
+        with contextlib.suppress(OSError):
+            self.pipe.send(job)
+
+    def kill(self) -> int:
+        """End it and whatever it started, at once; its exit status."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.pipe.close()
+        return self.process.wait()
+
+    def obituary(self) -> str:
+        """Why it closed its socket."""
+        try:
+            status = self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return "the decoder stopped answering"
+        if status < 0:
+            return f"the decoder crashed ({signal.Signals(-status).name})"
+        return f"the decoder gave up (exit status {status})"
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    one = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    return {**os.environ, **one, "PYTHONPATH": path}
+
+
+class _Pending:
+    """A job whose events are not all handed out yet."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.events: deque[Event] = deque()
+        self.done = False
+        self.bytes = 0
+
+    def add(self, event: Event) -> None:
+        self.events.append(event)
+        self.bytes += _weight(event)
+        self.done = isinstance(event, Done)
+
+    def pop(self) -> Event:
+        event = self.events.popleft()
+        self.bytes -= _weight(event)
+        return event
+
+
+def _weight(event: Event) -> int:
+    return sum(len(f.jpeg) + 200 for f in event.frames) if isinstance(event, Chunk) else 200
+
+
+class DecodePool:
+    """Persistent workers; a context manager.
+
+    A worker that shows no progress for `settings.heartbeat_s`, or that dies, costs the file it was reading: `Done`
+    BROKEN with the reason, and a new worker. One is also replaced after `settings.worker_files` files.
+
+    Args:
+        workers: processes; 0 = one a core that this process may use.
+        settings: of ingest.
+    """
+
+    def __init__(self, workers: int, settings: IngestSettings) -> None:
+        self._settings = settings
+        self._count = workers or len(os.sched_getaffinity(0))
+        self._workers: list[Worker] = []
+
+    def __enter__(self) -> "DecodePool":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the living workers."""
+        return [worker.pid for worker in self._workers]
+
+    def close(self) -> None:
+        """Kill every worker. Nothing is lost: what was not handed out was not committed."""
+        while self._workers:
+            self._workers.pop().kill()
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Event]]:
+        """Read the jobs, several at a time, and hand out their events in the order of the jobs.
+
+        Every job ends with exactly one `Done`. Jobs are drawn only as far as the window reaches. A run that is abandoned
+        half-way kills the workers that were reading.
+        """
+        source, queue = iter(jobs), deque[_Pending]()
+        self._start()
+        try:
+            exhausted = False
+            while True:
+                exhausted = exhausted or not self._fill(source, queue)
+                while queue and (queue[0].events or queue[0].done):
+                    head = queue[0]
+                    while head.events:
+                        yield head.job, head.pop()
+                    if head.done:
+                        queue.popleft()
+                        exhausted = exhausted or not self._fill(source, queue)
+                if not queue:
+                    return
+                self._listen(queue)
+        finally:
+            for worker in [w for w in self._workers if w.job is not None]:
+                self._workers.remove(worker)
+                worker.kill()
+
+    def _start(self) -> None:
+        while len(self._workers) < self._count:
+            self._workers.append(Worker(self._settings.worker_memory_mb))
+
+    def _fill(self, source: Iterator[Job], queue: deque[_Pending]) -> bool:
+        """Give every idle worker a job while the window allows; False when there are no more jobs."""
+        for worker in [w for w in self._workers if w.job is None]:
+            if len(queue) >= _WINDOW_JOBS:
+                return True
+            job = next(source, None)
+            if job is None:
+                return False
+            queue.append(_Pending(job))
+            self._fresh(worker).take(job)
+        return True
+
+    def _fresh(self, worker: Worker) -> Worker:
+        """The worker itself, or a new one in its place when it has read enough files."""
+        return worker if worker.files < self._settings.worker_files else self._replace(worker)
+
+    def _replace(self, worker: Worker) -> Worker:
+        worker.kill()
+        new = Worker(self._settings.worker_memory_mb)
+        self._workers[self._workers.index(worker)] = new
+        return new
+
+    def _listen(self, queue: deque[_Pending]) -> None:
+        """Wait for news, at most until the next deadline; take one message from each worker that has some."""
+        full = sum(p.bytes for p in queue) > _WINDOW_BYTES
+        head = queue[0].job.key
+        busy = [w for w in self._workers if w.job and not (full and w.job.key != head)]
+        limit = self._settings.heartbeat_s
+        next_deadline = min(w.heard for w in busy) + limit
+        ready = wait([w.pipe for w in busy], max(0.0, next_deadline - time.monotonic()))
+        by_key = {p.job.key: p for p in queue}
+        for worker in busy:
+            job = worker.job
+            assert job is not None
+            if worker.pipe in ready:
+                self._receive(worker, by_key[job.key])
+            elif time.monotonic() - worker.heard > limit:
+                by_key[job.key].add(Done("BROKEN", f"the decoder hung: no progress for {limit:g} s"))
+                self._replace(worker)
+
+    def _receive(self, worker: Worker, pending: _Pending) -> None:
+        try:
+            _, event = worker.pipe.recv()
+        except (EOFError, OSError):
+            pending.add(Done("BROKEN", worker.obituary()))
+            self._replace(worker)
+            return
+        worker.heard = time.monotonic()
+        if event is not None:
+            pending.add(event)
+            if isinstance(event, Done):
+                worker.job = None

@@ -1,0 +1,159 @@
+"""Frames of a video through PyAV: read forward, choose by presentation time, salvage what a broken file still holds."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from cld_stream.media.frames import Fit, Window, windows
+from cld_stream.media.job import Job
+from cld_stream.media.plan import Plan, cell_of, open_container, ticks_of, video_stream
+
+__all__ = ["Damage", "Picture", "Shape", "read_pyav"]
+
+
+@dataclass
+class Damage:
+    """Errors met while decoding."""
+
+    count: int = 0
+    reason: str = ""
+
+    def add(self, reason: str) -> None:
+        """Count one more; the first reason is the one that is told."""
+        self.count += 1
+        self.reason = self.reason or reason
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One chosen frame, scaled: its cell, time [s], pixels, place in the frame, and aspect as shown."""
+
+    cell: int
+    time_s: float
+    rgb: NDArray[np.uint8]
+    target: Window
+    aspect: float
+
+
+class Shape:
+    """Turns decoded frames into upright RGB pictures of the store's size.
+
+    Args:
+        aspect: width / height as shown, before rotation.
+        fit, size: the store's settings.
+    """
+
+    def __init__(self, aspect: float, fit: Fit, size: int) -> None:
+        self.aspect, self.fit, self.size = aspect, fit, size
+        self._scaler = VideoReformatter()
+
+    def scaled(self, width: int, height: int, turns: int) -> tuple[int, int, Window, Window]:
+        """Size to scale an upright `width` x `height` picture to, what to cut from it, and where that goes."""
+        aspect = 1 / self.aspect if turns % 2 else self.aspect
+        source, target = windows(width, height, aspect, self.fit, self.size)
+        w = max(target.width, round(width * target.width / source.width))
+        h = max(target.height, round(height * target.height / source.height))
+        cut = Window((w - target.width) // 2, (h - target.height) // 2, target.width, target.height)
+        return w, h, cut, target
+
+    def picture(self, frame: Any) -> tuple[NDArray[np.uint8], Window, float]:
+        """(upright pixels, their place in the S x S frame, aspect as shown)."""
+        turns = round(frame.rotation / 90) % 4
+        width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
+        w, h, cut, target = self.scaled(width, height, turns)
+        rgb = self._rgb(frame, *((h, w) if turns % 2 else (w, h)))
+        upright = np.rot90(rgb, turns)
+        inner = upright[cut.y : cut.y + cut.height, cut.x : cut.x + cut.width]
+        return inner, target, 1 / self.aspect if turns % 2 else self.aspect
+
+    def _rgb(self, frame: Any, width: int, height: int) -> NDArray[np.uint8]:
+        method = Interpolation.AREA if frame.width > 2 * width else Interpolation.BILINEAR
+        scaled = self._scaler.reformat(frame, width, height, "rgb24", interpolation=method, threads=1)
+        return np.asarray(scaled.to_ndarray(), np.uint8)
+
+
+def read_pyav(job: Job, plan: Plan, first_cell: int, damage: Damage, beat: Callable[[], None]) -> Iterator[Picture]:
+    """The chosen frames of the cells from `first_cell` on, in order.
+
+    Damaged packets are skipped and noted in `damage`; an unreadable rest ends the iteration.
+    """
+    shape = Shape(plan.aspect, job.fit, job.size)
+    best: tuple[float, int, float, Any] | None = None
+    clean = damage.count == 0
+    for frame, time_s in _timed(_decoded(job, plan, first_cell, clean, damage, beat), plan):
+        cell = cell_of(time_s, job.fps)
+        if cell < first_cell:
+            continue
+        off = abs(time_s - cell / job.fps)
+        if best is None or (cell == best[1] and off < best[0]):
+            best = (off, cell, time_s, frame)
+        elif cell > best[1]:
+            yield Picture(best[1], best[2], *shape.picture(best[3]))
+            best = (off, cell, time_s, frame)
+    if best is not None:
+        yield Picture(best[1], best[2], *shape.picture(best[3]))
+
+
+def _timed(frames: Iterator[Any], plan: Plan) -> Iterator[tuple[Any, float]]:
+    """Each frame with its time from the start of the played part [s]."""
+    start = plan.start
+    for number, frame in enumerate(frames):
+        ticks = ticks_of(frame)
+        if ticks is None:
+            yield frame, number / plan.rate
+            continue
+        start = ticks if start is None else start
+        yield frame, (ticks - start) * plan.tick_s
+
+
+def _decoded(
+    job: Job, plan: Plan, first_cell: int, clean: bool, damage: Damage, beat: Callable[[], None]
+) -> Iterator[Any]:
+    with open_container(job.path) as container:
+        stream = video_stream(container)
+        context = stream.codec_context
+        context.thread_count = 1
+        if plan.skip_unreferenced:
+            context.skip_frame = "NONREF"
+        if first_cell > 0 and clean:
+            _seek(container, stream, plan, job.fps, first_cell)
+        for packet in _packets(container, stream, plan, damage):
+            beat()
+            try:
+                frames = context.decode(packet)
+            except av.FFmpegError as error:
+                damage.add(f"a part of the file cannot be decoded ({error.__class__.__name__})")
+                continue
+            for frame in frames:
+                if frame.is_corrupt:
+                    damage.add("a part of the file is damaged")
+                else:
+                    yield frame
+
+
+def _packets(container: Any, stream: Any, plan: Plan, damage: Damage) -> Iterator[Any]:
+    """The packets to decode; the last one is empty and flushes the decoder."""
+    last = plan.last_key if plan.mode == "keys" else None
+    tail = False
+    try:
+        for packet in container.demux(stream):
+            tail = tail or last is None or packet.size == 0 or packet.pts == last
+            if tail or packet.is_keyframe:
+                yield packet
+    except (av.FFmpegError, OSError) as error:
+        damage.add(f"the rest of the file cannot be read ({error.__class__.__name__})")
+        yield None
+
+
+def _seek(container: Any, stream: Any, plan: Plan, fps: float, first_cell: int) -> None:
+    """Go to the last key frame before the first cell, where that is exact; else stay at the start."""
+    if not plan.seekable or plan.start is None:
+        return
+    begin = [t for t in plan.keys if cell_of((t - plan.start) * plan.tick_s, fps) < first_cell]
+    if len(begin) > 1:
+        container.seek(begin[-1], stream=stream, backward=True)

@@ -1,0 +1,149 @@
+"""One video, from file to small JPEGs: plan, choose a reader, cut into chunks that can be committed and continued."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import av
+
+from cld_stream.errors import MediaError
+from cld_stream.media.decord_reader import read_decord
+from cld_stream.media.frames import MediaFrame, square_jpeg
+from cld_stream.media.job import Chunk, Done, Event, Job, Outcome, Started
+from cld_stream.media.plan import NoVideoError, Plan, in_words, make_plan, open_container, video_stream
+from cld_stream.media.pyav_reader import Damage, Picture, read_pyav
+from cld_stream.media.shots import ShotTracker
+
+__all__ = ["read_video"]
+
+CHUNK_FRAMES = 16
+CHUNK_S = 0.3  # a chunk is handed over after this long, however few frames it holds
+
+
+def _no_beat() -> None:
+    """Nobody listens for signs of life."""
+
+
+@dataclass
+class _Position:
+    """Where reading stands; its JSON is the cursor."""
+
+    cell: int = 0
+    frames: int = 0
+    damage: Damage = field(default_factory=Damage)
+    shots: ShotTracker = field(default_factory=ShotTracker)
+
+    @classmethod
+    def at(cls, cursor: str | None) -> "_Position":
+        if cursor is None:
+            return cls()
+        c = json.loads(cursor)
+        return cls(c["cell"], c["frames"], Damage(*c["damage"]), ShotTracker(*c["shot"]))
+
+    def cursor(self) -> str:
+        damage = [self.damage.count, self.damage.reason]
+        state = {"cell": self.cell, "frames": self.frames, "damage": damage, "shot": self.shots.state()}
+        return json.dumps(state, separators=(",", ":"))
+
+
+def read_video(job: Job, beat: Callable[[], None] = _no_beat, chunk_frames: int = CHUNK_FRAMES) -> Iterator[Event]:
+    """Read one video; the last event is `Done`, whatever the file holds.
+
+    Args:
+        job: what to read. Its cursor continues an earlier run: the same times and bytes as without the break.
+        beat: called at least at every packet, as a sign of life.
+        chunk_frames: most frames in a chunk.
+    """
+    position = _Position.at(job.cursor)
+    try:
+        plan = make_plan(job.path, job.fps, beat)
+        refusal = _refusal(plan, job)
+    except NoVideoError as error:
+        yield Done("SKIPPED", str(error))
+        return
+    except MediaError as error:
+        yield Done("BROKEN", str(error))
+        return
+    if refusal is not None:
+        yield refusal
+        return
+    reader = _reader(job)
+    yield Started(reader, _note(plan))
+    try:
+        yield from _chunks(job, plan, _pictures(job, plan, reader, position, beat), position, chunk_frames)
+    except (MediaError, av.FFmpegError, OSError, MemoryError) as error:
+        reason = str(error) if isinstance(error, MediaError) else in_words(error, job.path)
+        position.damage.add(reason)
+    yield _done(plan, position, reader)
+
+
+def _refusal(plan: Plan, job: Job) -> Done | None:
+    if plan.packets == 0:
+        return Done("BROKEN", plan.damage or "the file holds no video frame")
+    if plan.width * plan.height > job.max_pixels:
+        return Done(
+            "SKIPPED",
+            f"{plan.width} x {plan.height} pixels exceed ingest.max_pixels = {job.max_pixels}",
+        )
+    return None
+
+
+def _reader(job: Job) -> Literal["decord", "pyav"]:
+    """`auto` reads through PyAV: measured, decord was nowhere faster (docs/decisions/010-video-reader.md)."""
+    return "decord" if job.reader == "decord" else "pyav"
+
+
+def _note(plan: Plan) -> str:
+    what = {"keys": "key frames", "references": "referenced frames", "all": "all frames"}[plan.mode]
+    return f"{plan.codec} {plan.width}x{plan.height}, {what}"
+
+
+def _pictures(job: Job, plan: Plan, reader: str, position: _Position, beat: Callable[[], None]) -> Iterator[Picture]:
+    if reader == "decord":
+        return read_decord(job, plan, position.cell, _turns(job), beat)
+    return read_pyav(job, plan, position.cell, position.damage, beat)
+
+
+def _turns(job: Job) -> int:
+    """Quarter turns that make the picture upright; the first frame tells."""
+    with open_container(job.path) as container:
+        stream = video_stream(container)
+        try:
+            frame: Any = next(container.decode(stream))
+        except (StopIteration, av.FFmpegError) as error:
+            raise MediaError("no frame could be decoded") from error
+        return int(round(frame.rotation / 90) % 4)
+
+
+def _chunks(job: Job, plan: Plan, pictures: Iterator[Picture], position: _Position, most: int) -> Iterator[Chunk]:
+    begun_utc = job.start_utc if job.start_utc is not None else plan.created_utc
+    frames: list[MediaFrame] = []
+    handed_over = time.monotonic()
+    for picture in pictures:
+        frames.append(_frame(job, picture, begun_utc, position.shots))
+        position.cell, position.frames = picture.cell + 1, position.frames + 1
+        if len(frames) >= most or time.monotonic() - handed_over > CHUNK_S:
+            yield Chunk(frames, position.cursor())
+            frames, handed_over = [], time.monotonic()
+    if frames:
+        yield Chunk(frames, position.cursor())
+
+
+def _frame(job: Job, picture: Picture, begun_utc: float | None, shots: ShotTracker) -> MediaFrame:
+    return MediaFrame(
+        jpeg=square_jpeg(picture.rgb, picture.target, job.size, job.quality),
+        time_s=picture.time_s,
+        wall_utc=None if begun_utc is None else begun_utc + picture.time_s,
+        shot=shots.see(picture.rgb),
+        aspect=picture.aspect,
+    )
+
+
+def _done(plan: Plan, position: _Position, reader: str) -> Done:
+    reason = plan.damage or position.damage.reason
+    if position.frames == 0:
+        return Done("BROKEN", reason or "no frame could be decoded", reader)
+    outcome: Outcome = "PARTIAL" if reason else "ADDED"
+    return Done(outcome, reason, reader)
