@@ -1,0 +1,206 @@
+"""Learner states on disk (`SPEC.md` section 9): numbers and JSON, nothing that can run code on load."""
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cld_stream.errors import CorruptError, FormatTooNewError, StoreNotFoundError
+from cld_stream.storage.durable import (
+    atomic_write_bytes,
+    fsync_dir,
+    make_dir,
+    publish_dir,
+    remove_dir,
+    temporary,
+)
+
+__all__ = [
+    "Checkpoint",
+    "list_checkpoints",
+    "load_checkpoint",
+    "pin_checkpoint",
+    "pinned_checkpoint",
+    "save_checkpoint",
+]
+
+_FORMAT, _VERSION = "cld-stream.checkpoint", 1
+_STATE, _META, _PIN = "state.safetensors", "meta.json", "pinned"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A learner state.
+
+    Attributes:
+        step: when it was saved.
+        tensors, meta: what `save_checkpoint` was given.
+        warning: why this is not the newest one, or "".
+    """
+
+    step: int
+    tensors: dict[str, NDArray[Any]]
+    meta: dict[str, Any]
+    warning: str = ""
+
+
+def save_checkpoint(
+    store_path: Path,
+    step: int,
+    tensors: Mapping[str, NDArray[Any]],
+    meta: Mapping[str, Any],
+    *,
+    keep: int = 3,
+    pin: bool = False,
+) -> Path:
+    """Write `checkpoints/<step>/`, then remove all but the newest `keep` and the pinned one.
+
+    A process killed at any instant leaves the state before or after; a second save of one step
+    replaces the first.
+
+    Args:
+        meta: anything that JSON holds.
+        keep: >= 1.
+        pin: make this the pinned checkpoint, in place of the one that was.
+    """
+    from safetensors.numpy import save
+
+    path = _folder(store_path) / f"{step:012d}"
+    aside = temporary(path)
+    make_dir(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    state = save({name: np.array(value, order="C") for name, value in tensors.items()})
+    header = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "step": step,
+        "created_utc": time.time(),
+        "state": {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()},
+        "meta_sha256": _meta_hash(meta),
+        "meta": dict(meta),
+    }
+    (aside / _STATE).write_bytes(state)
+    (aside / _META).write_text(json.dumps(header, indent=1))
+    if path.exists():  # until the new one has the name, the old one is found under its second name
+        old = path.with_name(f"{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+    publish_dir(aside, path)
+    if pin:
+        pin_checkpoint(store_path, step)
+    _prune(store_path, keep)
+    return path
+
+
+def load_checkpoint(store_path: Path, step: int | None = None) -> Checkpoint:
+    """Read a checkpoint; without `step` the newest one that is whole.
+
+    Raises:
+        StoreNotFoundError: there is none (or none of this step).
+        CorruptError: the one asked for, or every one, is damaged.
+        FormatTooNewError: written by a newer release.
+    """
+    found = _directories(store_path)
+    if step is not None:
+        found = {s: path for s, path in found.items() if s == step}
+    if not found:
+        which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        raise StoreNotFoundError(f"{store_path}: {which}. `cld-stream train` makes them.")
+    damage: list[str] = []
+    for number in sorted(found, reverse=True):
+        try:
+            tensors, meta = _read(found[number])
+        except CorruptError as e:
+            damage.append(str(e))
+            continue
+        warning = f"{' '.join(damage)} Going on from step {number}." if damage else ""
+        return Checkpoint(number, tensors, meta, warning)
+    raise CorruptError(" ".join(damage))
+
+
+def list_checkpoints(store_path: Path) -> list[int]:
+    """Steps of the checkpoints, oldest first; damaged ones are among them."""
+    return sorted(_directories(store_path))
+
+
+def pin_checkpoint(store_path: Path, step: int) -> None:
+    """Make this the one checkpoint that is never pruned.
+
+    Raises:
+        StoreNotFoundError: there is none of this step.
+    """
+    if step not in _directories(store_path):
+        raise StoreNotFoundError(f"{store_path}: no checkpoint of step {step} to pin.")
+    atomic_write_bytes(_folder(store_path) / _PIN, str(step).encode())
+
+
+def pinned_checkpoint(store_path: Path) -> int | None:
+    """Step of the pinned checkpoint, or None."""
+    try:
+        step = int((_folder(store_path) / _PIN).read_text())
+    except (OSError, ValueError):
+        return None
+    return step if step in _directories(store_path) else None
+
+
+def _folder(store_path: Path) -> Path:
+    return store_path / "checkpoints"
+
+
+def _directories(store_path: Path) -> dict[int, Path]:
+    """Checkpoints by step."""
+    found: dict[int, Path] = {}
+    folder = _folder(store_path)
+    for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
+        if re.fullmatch(r"\d{12}(\.old)?", path.name):  # "N.old" sorts after "N", so N wins
+            found[int(path.name[:12])] = path
+    return found
+
+
+def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        header = json.loads((path / _META).read_bytes())
+        if header["format"] != _FORMAT:
+            raise ValueError(f"format {header['format']!r}")
+        if header["version"] > _VERSION:
+            raise FormatTooNewError(
+                f"{path} has checkpoint format {header['version']}; this cld-stream reads up to "
+                f"{_VERSION}. Upgrade: pip install -U cld-stream"
+            )
+        state = (path / _STATE).read_bytes()
+        if hashlib.sha256(state).hexdigest() != header["state"]["sha256"]:
+            raise ValueError(f"{_STATE} has a wrong checksum")
+        if _meta_hash(header["meta"]) != header["meta_sha256"]:
+            raise ValueError(f"{_META} has a wrong checksum")
+        return load(state), header["meta"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
+        raise CorruptError(f"{path}: this checkpoint is damaged ({e}).") from None
+
+
+def _meta_hash(meta: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode()).hexdigest()
+
+
+def _prune(store_path: Path, keep: int) -> None:
+    found, pinned = _directories(store_path), pinned_checkpoint(store_path)
+    newest = sorted(found)[-max(1, keep) :]
+    for step, path in found.items():
+        if step not in newest and step != pinned:
+            remove_dir(path)
+    for path in _folder(store_path).iterdir():
+        unfinished = path.name.startswith(".") and path.name.endswith(".tmp")
+        if path.is_dir() and (unfinished or path.name.endswith(".old")):
+            shutil.rmtree(path, ignore_errors=True)
+    fsync_dir(_folder(store_path))
