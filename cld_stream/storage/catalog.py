@@ -1,0 +1,186 @@
+"""The truth about what exists, read side: sources, frames, the tail. The writer is in `writer.py`."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sqlalchemy import RowMapping, func, select
+
+from cld_stream.errors import StoreNotFoundError
+from cld_stream.storage import schema
+from cld_stream.storage.published import Published
+from cld_stream.storage.schema import Frames, Outcome, SourceRow, Totals
+
+__all__ = ["Catalog"]
+
+_AT_ONCE = 4096  # ids in one query
+
+
+class Catalog(Published):
+    """What the store holds. Every call sees what is committed when it is made."""
+
+    def sources(self, **where: Any) -> list[SourceRow]:
+        """Sources by id, those whose columns equal the given values: `sources(fingerprint=f)`.
+
+        A value of None asks for null; a list or tuple for any of its members.
+        """
+        query = select(schema.sources).order_by(schema.sources.c.id)
+        for name, value in where.items():
+            column = schema.sources.c[name]
+            many = isinstance(value, list | tuple)
+            query = query.where(column.in_(value) if many else column == value)
+        with self.reading() as tx:
+            return [source_row(row) for row in tx.execute(query).mappings()]
+
+    def source(self, id: int) -> SourceRow:  # noqa: A002
+        """One source.
+
+        Raises:
+            StoreNotFoundError: there is none of this id.
+        """
+        rows = self.sources(id=id)
+        if not rows:
+            raise StoreNotFoundError(f"{self.path.parent}: no source {id}. See: cld-stream status --json")
+        return rows[0]
+
+    def source_by_path(self, path: str) -> SourceRow | None:
+        """The newest source of exactly this path that is not MISSING, else the newest, else None."""
+        rows = self.sources(path=path)
+        present = [row for row in rows if row.outcome is not Outcome.MISSING]
+        newest = present or rows
+        return newest[-1] if newest else None
+
+    def find_source(self, text: str) -> SourceRow:
+        """The source that a person means: an id, a path, or the end of one path only.
+
+        Raises:
+            StoreNotFoundError: none fits, or several do; names them.
+        """
+        exact = self.source_by_path(text)
+        if exact is not None:
+            return exact
+        if text.isdecimal() and (rows := self.sources(id=int(text))):
+            return rows[0]
+        rows = [row for row in self.sources() if row.path.endswith(text)] if text else []
+        whole = [row for row in rows if row.path.endswith("/" + text.lstrip("/"))]
+        rows = whole or rows
+        if len(rows) == 1:
+            return rows[0]
+        if rows:
+            some = ", ".join(f"{row.id} {row.path}" for row in rows[:5])
+            raise StoreNotFoundError(f"{self.path.parent}: {len(rows)} sources end in {text!r}: {some}. Give an id.")
+        raise StoreNotFoundError(f"{self.path.parent}: no source {text!r}. Give its id or its path as ingested.")
+
+    def frame_count(self) -> int:
+        """Live frames."""
+        return self._state("frames")
+
+    def next_id(self) -> int:
+        """Ids handed out so far: every frame id is below this."""
+        return self._state("next_id")
+
+    def totals(self) -> Totals:
+        """The store in numbers."""
+        query = select(schema.sources.c.outcome, func.count()).group_by(schema.sources.c.outcome)
+        with self.reading() as tx:
+            outcomes = {str(name or ""): int(n) for name, n in tx.execute(query)}
+            now = tx.execute(select(schema.state)).mappings().one()
+            in_tail = tx.execute(select(func.sum(func.length(schema.tail.c.jpeg)))).scalar_one()
+        shards = (self.path.parent / "frames" / "c").glob("[0-9]*")
+        return Totals(
+            outcomes=outcomes,
+            sources=sum(outcomes.values()),
+            frames=now["frames"],
+            bytes=int(in_tail or 0) + sum(file.stat().st_size for file in shards),
+            next_id=now["next_id"],
+            sealed=now["sealed"],
+        )
+
+    def live_ids(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
+        """Ids of live frames in [start, stop), ascending."""
+        query = select(schema.frames.c.id).where(schema.frames.c.id >= start)
+        if stop is not None:
+            query = query.where(schema.frames.c.id < stop)
+        with self.reading() as tx:
+            rows = tx.execute(query.order_by(schema.frames.c.id)).scalars()
+            return np.fromiter(rows, np.int64)
+
+    def rows(self, ids: ArrayLike | None = None, *, start: int = 0, stop: int | None = None) -> Frames:
+        """Rows of the given ids in their order, or of every live frame in [start, stop).
+
+        Frames that are gone are left out.
+        """
+        if ids is not None:
+            return self._rows_of(np.asarray(ids, np.int64))
+        query = select(schema.frames).where(schema.frames.c.id >= start)
+        if stop is not None:
+            query = query.where(schema.frames.c.id < stop)
+        with self.reading() as tx:
+            return columns(tx.execute(query.order_by(schema.frames.c.id)).all())
+
+    def frame_at(self, source: int, seconds: float) -> int:
+        """Id of the live frame of a source that is nearest to a time in it; the earlier one of two.
+
+        Raises:
+            StoreNotFoundError: the source has no frames.
+        """
+        row = schema.frames.c
+        with self.reading() as tx:
+            mine = select(row.id, row.time_s).where(row.source == source)
+            before = mine.where(row.time_s <= seconds).order_by(row.time_s.desc(), row.id)
+            after = mine.where(row.time_s > seconds).order_by(row.time_s, row.id)
+            found = [tx.execute(query.limit(1)).first() for query in (before, after)]
+        near = [hit for hit in found if hit is not None]
+        if not near:
+            raise StoreNotFoundError(f"{self.path.parent}: source {source} has no frames.")
+        return int(min(near, key=lambda hit: abs(hit.time_s - seconds)).id)
+
+    def tail(self, ids: Iterable[int]) -> dict[int, bytes]:
+        """JPEG bytes of those of the given frames that are in the catalog still."""
+        wanted = list(ids)
+        found: dict[int, bytes] = {}
+        with self.reading() as tx:
+            for i in range(0, len(wanted), _AT_ONCE):
+                query = select(schema.tail.c.id, schema.tail.c.jpeg).where(
+                    schema.tail.c.id.in_(wanted[i : i + _AT_ONCE])
+                )
+                found.update((int(id_), jpeg) for id_, jpeg in tx.execute(query).tuples())
+        return found
+
+    def _state(self, name: str) -> int:
+        with self.reading() as tx:
+            return int(tx.execute(select(schema.state.c[name])).scalar_one())
+
+    def _rows_of(self, ids: NDArray[np.int64]) -> Frames:
+        distinct = np.unique(ids)
+        rows: list[Any] = []
+        with self.reading() as tx:
+            for i in range(0, len(distinct), _AT_ONCE):
+                part = distinct[i : i + _AT_ONCE].tolist()
+                query = select(schema.frames).where(schema.frames.c.id.in_(part))
+                rows += tx.execute(query.order_by(schema.frames.c.id)).all()
+        found = columns(rows)
+        at = np.searchsorted(found.ids, ids)
+        at = at[np.isin(ids, found.ids)]
+        return Frames(*(getattr(found, name)[at] for name in Frames.__slots__))
+
+
+def source_row(row: RowMapping) -> SourceRow:
+    """A row of the table `sources` as a record."""
+    values = {name: row[name] for name in SourceRow.__slots__}
+    values["outcome"] = None if row["outcome"] is None else Outcome(row["outcome"])
+    return SourceRow(**values)
+
+
+def columns(rows: Sequence[Any]) -> Frames:
+    """Rows of the table `frames` as columns."""
+    id_, source, time_s, wall_utc, shot, aspect = zip(*rows, strict=True) if rows else ((),) * 6
+    return Frames(
+        ids=np.array(id_, np.int64),
+        source=np.array(source, np.int64),
+        time_s=np.array(time_s, np.float64),
+        wall_utc=np.array([np.nan if t is None else t for t in wall_utc], np.float64),
+        shot=np.array(shot, np.int32),
+        aspect=np.array(aspect, np.float32),
+    )

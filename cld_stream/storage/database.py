@@ -1,0 +1,172 @@
+"""The connection to `catalog.db`: pragmas, transactions, and errors in plain words."""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
+
+from cld_stream.errors import CorruptError, StoreError
+from cld_stream.storage.schema import metadata, state
+
+__all__ = ["Database"]
+
+_BUSY_S = 30.0
+_PAGE = 1024
+_WAL_PAGES = 64 * 1024 * 1024 // _PAGE
+
+
+class Database:
+    """One catalog file, shared by threads. Processes open their own.
+
+    Args:
+        path: `catalog.db`. It is opened read-only where it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.writable = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+        self._engine = _engine(path, self.writable)
+
+    @classmethod
+    def create(cls, path: Path, *, next_id: int = 0, next_source: int = 1, sealed: int = 0) -> None:
+        """Write an empty catalog that will hand out the given ids next."""
+        raw = sqlite3.connect(path)
+        try:
+            raw.execute(f"PRAGMA page_size = {_PAGE}")
+            raw.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            raw.execute("PRAGMA journal_mode = WAL")
+        finally:
+            raw.close()
+        engine = _engine(path, writable=True)
+        with engine.connect().execution_options(write=True) as tx, tx.begin():
+            metadata.create_all(tx)
+            first = {"one": 1, "next_id": next_id, "next_source": next_source, "sealed": sealed}
+            tx.execute(state.insert().values(first | {"frames": 0, "generation": 0}))
+        engine.dispose()
+
+    def close(self) -> None:
+        """Close every connection. Harmless when done twice."""
+        self._engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A consistent view of the catalog; keep it short."""
+        with _plain_errors(self.path), self._engine.connect() as tx, tx.begin():
+            yield tx
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction: all of it happens, or nothing. Keep it short, others wait for it.
+
+        Raises:
+            StoreError: the store cannot be written, the disk is full, or others held it too long.
+        """
+        if not self.writable:
+            raise StoreError(
+                f"{self.path.parent}: this store is read-only here. "
+                "Make it writable, or run this on the machine that owns it."
+            )
+        with (
+            _plain_errors(self.path),
+            self._engine.connect().execution_options(write=True) as tx,
+            tx.begin(),
+        ):
+            yield tx
+
+    def checkpoint(self) -> None:
+        """Move what the log holds into the catalog file, as far as readers allow, without waiting."""
+        with _plain_errors(self.path), self._autocommit() as conn:
+            conn.execute(text("PRAGMA wal_checkpoint(PASSIVE)")).all()
+
+    def scrub(self) -> None:
+        """Rewrite the catalog and empty its log, so that nothing deleted is left in either.
+
+        Raises:
+            StoreError: another process keeps reading the old content.
+        """
+        with _plain_errors(self.path), self._autocommit() as conn:
+            conn.execute(text("VACUUM"))
+            until = time.monotonic() + _BUSY_S
+            while conn.execute(text("PRAGMA wal_checkpoint(TRUNCATE)")).one()[0]:
+                if time.monotonic() > until:
+                    raise StoreError(
+                        f"{self.path}: another process keeps reading it, so deleted bytes are still "
+                        "in its log. They go when the next command writes to this store."
+                    )
+
+    @staticmethod
+    def return_free_pages(tx: Connection) -> None:
+        """Shrink the file by the pages that `tx` made free: a checkpoint need not copy them then."""
+        cursor = tx.connection.cursor()
+        cursor.execute("PRAGMA incremental_vacuum")
+        cursor.fetchall()  # every step frees one page
+        cursor.close()
+
+    def problems(self) -> list[str]:
+        """What SQLite's own check of the file finds."""
+        with self.reading() as tx:
+            found = [str(row[0]) for row in tx.execute(text("PRAGMA quick_check"))]
+        return [] if found == ["ok"] else found
+
+    @contextmanager
+    def _autocommit(self) -> Iterator[Connection]:
+        with self._engine.connect().execution_options(autocommit=True) as conn:
+            yield conn
+
+
+def _engine(path: Path, writable: bool) -> Engine:
+    def connect() -> sqlite3.Connection:
+        # Where nothing can be written and there is no log, SQLite could not make the files it wants.
+        has_log = path.with_name(path.name + "-wal").exists()
+        mode = "mode=rw" if writable else "mode=ro" if has_log else "immutable=1"
+        return sqlite3.connect(
+            f"{path.absolute().as_uri()}?{mode}",
+            uri=True,
+            timeout=_BUSY_S,
+            check_same_thread=False,
+            isolation_level=None,
+        )
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool if writable else NullPool)
+
+    @event.listens_for(engine, "connect")
+    def _prepare(raw: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+        raw.execute("PRAGMA synchronous = FULL")
+        raw.execute("PRAGMA secure_delete = OFF")
+        raw.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(tx: Connection) -> None:
+        options = tx.get_execution_options()
+        if not options.get("autocommit"):
+            tx.exec_driver_sql("BEGIN IMMEDIATE" if options.get("write") else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DatabaseError as e:
+        reason = str(e.orig)
+        if "malformed" in reason or "not a database" in reason or "no such table" in reason:
+            raise CorruptError(
+                f"{path}: the catalog is damaged ({reason}). "
+                "Rebuild it from the shards: cld-stream doctor --rebuild-catalog"
+            ) from None
+        if "full" in reason:
+            raise StoreError(f"{path}: the disk is full. Free some space and run again.") from None
+        if "locked" in reason or "busy" in reason:
+            raise StoreError(f"{path}: another process has kept the catalog for {_BUSY_S:.0f} s. Try again.") from None
+        if "unable to open" in reason or "readonly" in reason or "disk I/O" in reason:
+            raise StoreError(
+                f"{path}: cannot use the catalog ({reason}). Check the disk and its permissions."
+            ) from None
+        raise

@@ -1,0 +1,76 @@
+"""Removing sources from disk for good (`SPEC.md` section 6). Every step may be repeated after a crash."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import delete, select, update
+
+from cld_stream.storage import schema
+from cld_stream.storage.catalog import Catalog
+from cld_stream.storage.header import Header
+from cld_stream.storage.shards import (
+    ArrayState,
+    LocalShards,
+    read_element,
+    read_index,
+    shard_key,
+    shard_parts,
+    write_array_state,
+)
+from cld_stream.storage.sidecars import read_sidecar, sidecar_path, without_sources, write_sidecar
+
+__all__ = ["complete_forgetting"]
+
+
+def complete_forgetting(path: Path, header: Header, catalog: Catalog) -> int:
+    """Remove every source that the catalog's table `forgetting` names; the caller has the writer lock.
+
+    Returns:
+        Frames removed.
+    """
+    with catalog.reading() as tx:
+        asked = list(tx.execute(select(schema.forgetting.c.source)).scalars())
+        if not asked:
+            return 0
+        source, frame = schema.sources.c, schema.frames.c
+        doomed = source.id.in_(asked) | source.same_as.in_(asked)
+        gone = set(tx.execute(select(source.id).where(doomed)).scalars()) | set(asked)
+        ids = np.fromiter(
+            tx.execute(select(frame.id).where(frame.source.in_(gone)).order_by(frame.id)).scalars(),
+            np.int64,
+        )
+        now = tx.execute(select(schema.state)).mappings().one()
+    _empty_elements(path, header, ids[ids < now["sealed"]])
+    for shard in range(now["sealed"] // header.shard_frames):
+        sidecar = read_sidecar(sidecar_path(path, shard))
+        if any(s.id in gone or s.same_as in gone for s in sidecar.sources):
+            write_sidecar(sidecar_path(path, shard), without_sources(sidecar, gone))
+    generation = int(now["generation"]) + 1
+    write_array_state(path / "frames", ArrayState(now["sealed"], generation), header.shard_frames)
+    with catalog.writing() as tx:
+        mine = select(frame.id).where(frame.source.in_(gone))
+        tx.execute(delete(schema.tail).where(schema.tail.c.id.in_(mine)))
+        tx.execute(delete(schema.frames).where(frame.source.in_(gone)))
+        tx.execute(delete(schema.sources).where(source.id.in_(gone)))
+        tx.execute(update(schema.state).values(generation=generation, frames=schema.state.c.frames - len(ids)))
+    catalog.scrub()
+    with catalog.writing() as tx:
+        tx.execute(delete(schema.forgetting).where(schema.forgetting.c.source.in_(asked)))
+    return len(ids)
+
+
+def _empty_elements(path: Path, header: Header, ids: NDArray[np.int64]) -> None:
+    """Rewrite the shards of the given sealed frames without them."""
+    size = header.shard_frames
+    for shard in np.unique(ids // size).tolist():
+        drop = set((ids[ids // size == shard] % size).tolist())
+        files = LocalShards(path / "frames")
+        files.put(shard_key(shard), shard_parts(_kept(files, shard, size, drop), size))
+
+
+def _kept(files: LocalShards, shard: int, size: int, drop: set[int]) -> Iterator[bytes]:
+    index = read_index(files, shard, size)
+    for at in range(size):
+        yield b"" if at in drop else read_element(files, shard, index, at)

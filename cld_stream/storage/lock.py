@@ -1,0 +1,96 @@
+"""One process at a time: a kernel lock on a file. What stands in the file is for the message only."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cld_stream.errors import LockHeldError, StoreError
+
+__all__ = ["FileLock"]
+
+_CANNOT_LOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+
+class FileLock:
+    """An exclusive `flock` that ends with the process that holds it, however that ends.
+
+    Args:
+        path: the lock file; made when absent, never deleted.
+        role: what the holder does, for the message: `writer`, `trainer`.
+        command: how the holder was started; the process' own argv when empty.
+    """
+
+    def __init__(self, path: Path, role: str, command: str = "") -> None:
+        self.path = path
+        self.role = role
+        self.command = command or " ".join(sys.argv)
+        self._fd: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock without waiting.
+
+        Raises:
+            LockHeldError: another process (or another lock object of this one) has it.
+            StoreError: the file system cannot lock, or the store cannot be written.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as e:
+            raise StoreError(
+                f"{self.path}: cannot open the {self.role} lock: {e.strerror}. "
+                "Adding or training needs a store that can be written."
+            ) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(fd)
+            os.close(fd)
+            raise LockHeldError(
+                f"{self.path.parent}: another {self.role} is at work: {holder}. Wait for it, or stop it."
+            ) from None
+        except OSError as e:
+            os.close(fd)
+            if e.errno not in _CANNOT_LOCK:
+                raise
+            raise StoreError(
+                f"{self.path.parent}: this file system cannot lock files ({e.strerror}), so two "
+                "writers could destroy the store. Put it on a local disk."
+            ) from None
+        self._fd = fd
+        who = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "argv": self.command,
+            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(who).encode(), 0)
+
+    def release(self) -> None:
+        """Give the lock back. Does nothing when it is not held."""
+        if self._fd is not None:
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.release()
+
+
+def _holder(fd: int) -> str:
+    try:
+        who = json.loads(os.pread(fd, 65536, 0))
+        return f"pid {who['pid']} on {who['host']} since {who['since']}: {who['argv']}"
+    except (ValueError, KeyError, TypeError):
+        return "it has just started"

@@ -1,0 +1,238 @@
+"""Sealed frames: a sharded zarr v3 array, written and read by our own code (`SPEC.md` section 2).
+
+zarr-python reads the same files; it is the oracle in our tests, and is not needed here.
+"""
+
+import json
+import os
+import struct
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from cld_stream.errors import CorruptError
+from cld_stream.storage.durable import atomic_write, atomic_write_json, fsync_dir, make_dir
+
+__all__ = [
+    "ArrayState",
+    "LocalShards",
+    "ShardIndex",
+    "ShardStorage",
+    "elements",
+    "read_array_state",
+    "read_element",
+    "read_index",
+    "shard_key",
+    "shard_parts",
+    "write_array_state",
+]
+
+_EMPTY = (1 << 64) - 1
+_HEAD = struct.Struct("<II")
+_CRC = struct.Struct("<I")
+_OPEN_FILES = 256
+
+ShardIndex = NDArray[np.uint64]  # n x 2: offset, length
+
+
+class ShardStorage(Protocol):
+    """What shards need of the place that holds them. Keys are relative paths such as `c/12`."""
+
+    def put(self, key: str, parts: Iterable[bytes]) -> None:
+        """Write a whole object durably, replacing the old one in one step."""
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`; counted from the end where `start` is negative."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; no error when it is absent."""
+
+
+class LocalShards:
+    """`ShardStorage` in a folder. Keeps files open, so it goes on reading what it first opened.
+
+    Args:
+        root: the array's folder, `STORE/frames`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def put(self, key: str, parts: Iterable[bytes]) -> None:
+        """See `ShardStorage`."""
+        make_dir((self.root / key).parent)
+        atomic_write(self.root / key, parts)
+        with self._lock:
+            self._files.pop(key, None)
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """See `ShardStorage`.
+
+        Raises:
+            CorruptError: the object is absent, cannot be read or is too short.
+        """
+        file = self._files.get(key) or self._open(key)
+        at = start if start >= 0 else file.size + start
+        try:
+            data = os.pread(file.fd, length, at) if at >= 0 else b""
+        except OSError as e:
+            raise _damaged(self.root / key, f"reading failed: {e.strerror}") from None
+        if len(data) != length:
+            raise _damaged(self.root / key, f"it ends before byte {at + length}")
+        return data
+
+    def delete(self, key: str) -> None:
+        """See `ShardStorage`."""
+        with self._lock:
+            self._files.pop(key, None)
+        (self.root / key).unlink(missing_ok=True)
+        fsync_dir((self.root / key).parent)
+
+    def _open(self, key: str) -> "_OpenFile":
+        with self._lock:
+            if key not in self._files:
+                try:
+                    self._files[key] = _OpenFile(self.root / key)
+                except OSError as e:
+                    raise _damaged(self.root / key, f"it cannot be opened: {e.strerror}") from None
+                if len(self._files) > _OPEN_FILES:
+                    self._files.popitem(last=False)
+            return self._files[key]
+
+
+class _OpenFile:
+    """Closes when the last reader lets go of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self.fd).st_size
+        weakref.finalize(self, os.close, self.fd)
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayState:
+    """What `frames/zarr.json` says: ids below `sealed` are in shards of the given generation."""
+
+    sealed: int
+    generation: int
+
+
+def shard_key(shard: int) -> str:
+    """Key of a shard by zarr's default chunk key encoding."""
+    return f"c/{shard}"
+
+
+def shard_parts(jpegs: Iterable[bytes], shard_frames: int) -> Iterator[bytes]:
+    """The bytes of a shard file.
+
+    Args:
+        jpegs: exactly `shard_frames` elements; `b""` for an empty one.
+        shard_frames: n.
+    """
+    index = np.full((shard_frames, 2), _EMPTY, np.uint64)
+    offset, count = 0, 0
+    for count, jpeg in enumerate(jpegs, 1):
+        if jpeg:
+            body = _HEAD.pack(1, len(jpeg)) + jpeg
+            chunk = body + _CRC.pack(google_crc32c.value(body))
+            index[count - 1] = offset, len(chunk)
+            offset += len(chunk)
+            yield chunk
+    assert count == shard_frames, f"{count} elements for a shard of {shard_frames}"
+    table = index.astype("<u8").tobytes()
+    yield table + _CRC.pack(google_crc32c.value(table))
+
+
+def read_index(files: ShardStorage, shard: int, shard_frames: int) -> ShardIndex:
+    """The index of a shard, n x 2 u64.
+
+    Raises:
+        CorruptError: its checksum does not fit.
+    """
+    size = 16 * shard_frames + 4
+    data = files.get_range(shard_key(shard), -size, size)
+    if google_crc32c.value(data[:-4]) != _CRC.unpack(data[-4:])[0]:
+        raise CorruptError(f"shard frames/{shard_key(shard)}: the index fails its checksum. {_REMEDY}")
+    return np.frombuffer(data, "<u8", 2 * shard_frames).reshape(-1, 2).astype(np.uint64)
+
+
+def read_element(files: ShardStorage, shard: int, index: ShardIndex, at: int) -> bytes:
+    """One JPEG, its checksum verified; `b""` for an empty element.
+
+    Raises:
+        CorruptError: the bytes are not what was written.
+    """
+    offset, length = index[at].tolist()
+    if offset == _EMPTY:
+        return b""
+    chunk = files.get_range(shard_key(shard), offset, length)
+    if google_crc32c.value(chunk[:-4]) != int.from_bytes(chunk[-4:], "little"):
+        raise CorruptError(
+            f"shard frames/{shard_key(shard)}: element {at} (frame {shard * len(index) + at}) "
+            f"fails its checksum. {_REMEDY}"
+        )
+    return chunk[8:-4]
+
+
+def elements(files: ShardStorage, shard: int, shard_frames: int) -> Iterator[bytes]:
+    """Every element of a shard in order, verified."""
+    index = read_index(files, shard, shard_frames)
+    for at in range(shard_frames):
+        yield read_element(files, shard, index, at)
+
+
+def write_array_state(root: Path, now: ArrayState, shard_frames: int) -> None:
+    """Write `frames/zarr.json`, durably."""
+    crc: dict[str, Any] = {"name": "crc32c"}
+    sharding = {
+        "chunk_shape": [1],
+        "codecs": [{"name": "vlen-bytes", "configuration": {}}, crc],
+        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, crc],
+        "index_location": "end",
+    }
+    grid = {"name": "regular", "configuration": {"chunk_shape": [shard_frames]}}
+    atomic_write_json(
+        root / "zarr.json",
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [now.sealed],
+            "data_type": "variable_length_bytes",
+            "chunk_grid": grid,
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": "",
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "attributes": {"cld_stream": {"generation": now.generation}},
+            "storage_transformers": [],
+        },
+    )
+
+
+def read_array_state(root: Path) -> ArrayState:
+    """Read `frames/zarr.json`.
+
+    Raises:
+        CorruptError: it is absent or not what we write.
+    """
+    try:
+        meta = json.loads((root / "zarr.json").read_bytes())
+        return ArrayState(int(meta["shape"][0]), int(meta["attributes"]["cld_stream"]["generation"]))
+    except (OSError, ValueError, LookupError, TypeError) as e:
+        raise _damaged(root / "zarr.json", f"{type(e).__name__}: {e}") from None
+
+
+_REMEDY = "Its disk may be failing: restore the file from a backup, or forget its sources and ingest again."
+
+
+def _damaged(path: Path, why: str) -> CorruptError:
+    return CorruptError(f"{path}: {why}. {_REMEDY}")

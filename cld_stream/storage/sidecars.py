@@ -1,0 +1,105 @@
+"""The catalog rows of a sealed shard, kept beside it (`SPEC.md` section 4)."""
+
+import io
+import json
+import zipfile
+from collections.abc import Set
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cld_stream.errors import CorruptError, FormatTooNewError
+from cld_stream.storage.durable import atomic_write_bytes, make_dir
+from cld_stream.storage.schema import Frames, Outcome, SourceRow
+
+__all__ = ["Sidecar", "read_sidecar", "sidecar_path", "without_sources", "write_sidecar"]
+
+_FORMAT, _VERSION = "cld-stream.sidecar", 1
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What a sidecar holds.
+
+    Attributes:
+        store: uuid of the store.
+        shard: number of the shard.
+        next_id, next_source: ids handed out when the shard was sealed.
+        sources: those with a frame in the shard, and those changed since the shard before.
+        frames: live frames of the shard, in id order.
+    """
+
+    store: str
+    shard: int
+    next_id: int
+    next_source: int
+    sources: tuple[SourceRow, ...]
+    frames: Frames
+
+
+def sidecar_path(store: Path, shard: int) -> Path:
+    """Where the sidecar of a shard is."""
+    return store / "sidecars" / f"{shard}.npz"
+
+
+def write_sidecar(path: Path, sidecar: Sidecar) -> None:
+    """Write it, durably."""
+    header = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "store": sidecar.store,
+        "shard": sidecar.shard,
+        "next_id": sidecar.next_id,
+        "next_source": sidecar.next_source,
+        "sources": [asdict(source) for source in sidecar.sources],
+    }
+    columns = {name: getattr(sidecar.frames, name) for name in Frames.__slots__}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **columns)
+    make_dir(path.parent)
+    atomic_write_bytes(path, buffer.getvalue())
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Read it back.
+
+    Raises:
+        CorruptError: it is absent or fails its checksum.
+        FormatTooNewError: a newer release wrote it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(file["header"].tobytes())
+            frames = Frames(**{name: file[name] for name in Frames.__slots__})
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as e:
+        raise CorruptError(
+            f"{path}: this sidecar cannot be read ({e}). Restore it from a backup; "
+            "the store works without it, but its catalog could not be rebuilt."
+        ) from None
+    if header["version"] > _VERSION:
+        raise FormatTooNewError(
+            f"{path} has format {header['version']}; this cld-stream reads up to {_VERSION}. "
+            "Upgrade: pip install -U cld-stream"
+        )
+    sources = tuple(
+        SourceRow(**{**row, "outcome": row["outcome"] and Outcome(row["outcome"])}) for row in header["sources"]
+    )
+    return Sidecar(
+        header["store"],
+        header["shard"],
+        header["next_id"],
+        header["next_source"],
+        sources,
+        frames,
+    )
+
+
+def without_sources(sidecar: Sidecar, gone: Set[int]) -> Sidecar:
+    """The same without some sources and their frames."""
+    keep = ~np.isin(sidecar.frames.source, list(gone))
+    return replace(
+        sidecar,
+        sources=tuple(source for source in sidecar.sources if source.id not in gone),
+        frames=Frames(*(getattr(sidecar.frames, name)[keep] for name in Frames.__slots__)),
+    )
