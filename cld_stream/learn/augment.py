@@ -1,7 +1,8 @@
 """Two random views of every frame, and the one view that is embedded: batched tensor code on the frames' own device.
 
-A crop with its antialiased resize is a pair of matrices, one for rows and one for columns, so that all crops of a batch are
-two batched matrix products and a flip is free. Each sample has factors of its own.
+A crop with its antialiased resize is a pair of matrices, one for rows and one for columns, so that
+all crops of a batch are two batched matrix products and a flip is free. Each sample has factors of
+its own.
 """
 
 import math
@@ -38,10 +39,11 @@ class Boxes(NamedTuple):
 class TwoViews:
     """Two independent augmentations of each frame: crop, flip, colour jitter, grey, blur, normalise.
 
-    The distribution of every part is that of torchvision's transforms of the same name (RandomResizedCrop, ColorJitter,
-    RandomGrayscale, GaussianBlur with sigma 0.1 to 2). Departures: crops are drawn in the true picture, of which the stored
-    square is a stretched copy; they are not rounded to whole pixels; the order of the four jitters is drawn once for each
-    view of a batch, not for each sample.
+    The distribution of every part is that of torchvision's transforms (RandomResizedCrop,
+    ColorJitter, RandomGrayscale, GaussianBlur with sigma 0.1 to 2). Departures: crops are drawn in
+    the true picture, of which the stored square is a stretched copy; they are not rounded to whole
+    pixels; the order of the four jitters is drawn once for each view of a batch, not for each
+    sample.
     """
 
     def __init__(self, augment: AugmentSettings, crop: int) -> None:
@@ -55,8 +57,8 @@ class TwoViews:
         Args:
             frames_NSS3: stored frames, uint8.
             aspect_N: width / height as shown, > 0.
-            generator: the only source of randomness; on any device (draws are made there, so the views of a CPU generator do
-                not depend on the frames' device).
+            generator: the only source of randomness, on any device: draws are made there, so that
+                with a CPU generator they do not depend on the frames' device.
 
         Returns:
             x1, x2: float32 (N, 3, crop, crop), normalised, channels_last.
@@ -102,10 +104,10 @@ class TwoViews:
 
 @torch.no_grad()
 def central_view(frames_NSS3: Tensor, aspect_N: Tensor, crop: int) -> Tensor:
-    """The view of each frame that is embedded: its largest central box that is no wider than 4:3 and no taller than 3:4.
+    """The view of each frame that is embedded: its largest central box within the training ratios.
 
-    That is the box on which RandomResizedCrop falls back. It shows the whole of a 4:3 photo and three quarters of a 16:9
-    video, and squeezes no shape more than a training crop does.
+    That is the box on which RandomResizedCrop falls back. It shows the whole of a 4:3 photo and
+    three quarters of a 16:9 video, and squeezes no shape more than a training crop does.
 
     Args:
         frames_NSS3: stored frames, uint8.
@@ -121,8 +123,8 @@ def central_view(frames_NSS3: Tensor, aspect_N: Tensor, crop: int) -> Tensor:
 
 
 def random_boxes(aspect_N: Tensor, scale_min: float, u_NR: Tensor) -> Boxes:
-    """RandomResizedCrop's box: area uniform in [scale_min, 1] of the picture, log ratio uniform in log RATIOS, the first of ten
-    tries that fits inside, else the central box.
+    """RandomResizedCrop's box: area uniform in [scale_min, 1] of the picture, log ratio uniform in
+    log RATIOS, the first of ten tries that fits inside, else the central box.
 
     Args:
         aspect_N: width / height of the pictures.
@@ -170,7 +172,7 @@ def resized_crops(frames_NSS3: Tensor, boxes: Boxes, crop: int, flip_V: Tensor |
 
 
 def _resize_matrix(start_V: Tensor, length_V: Tensor, side: int, crop: int) -> Tensor:
-    """(V, crop, side): weights of a triangle filter over the pixels of [start, start + length), given as shares of the side."""
+    """(V, crop, side): a triangle filter over the pixels of [start, start + length), both shares."""
     start_V11 = start_V[:, None, None] * side
     length_V11 = (length_V[:, None, None] * side).clamp(min=1)
     scale_V11 = length_V11 / crop

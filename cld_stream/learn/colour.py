@@ -1,4 +1,4 @@
-"""Changes of colour with a factor for each sample. With one factor for all they are torchvision's functions of the same name.
+"""Changes of colour with a factor for each sample; with one factor for all, torchvision's functions.
 
 All take float (N, 3, C, C) in [0, 1] and a factor per sample, and return the same shape and range.
 """
@@ -46,7 +46,7 @@ def greyscale(x_N3CC: Tensor) -> Tensor:
 
 
 def blur(x_N3CC: Tensor, sigma_N: Tensor) -> Tensor:
-    """Gaussian blur over a window of about a tenth of the side, mirrored at the edges. sigma [pixels]; 0 = unchanged."""
+    """Gaussian blur over about a tenth of the side, mirrored at the edges; sigma [pixels], 0 = none."""
     side = x_N3CC.shape[-1]
     reach = max(1, side // 20)
     offset_W = torch.arange(-reach, reach + 1, device=x_N3CC.device)

@@ -17,7 +17,7 @@ from cld_stream.learn.heads import make_head
 __all__ = ["SMALL_CROP", "Encoder", "Output", "build_encoder"]
 
 SMALL_CROP = 96
-"""Below this many pixels a ResNet starts with a 3x3 stride-1 convolution and no max-pool, as in the authors' CIFAR runs."""
+"""Views with fewer pixels a side get the small-image stem of the authors' CIFAR runs."""
 
 _RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
@@ -65,36 +65,34 @@ class Encoder(nn.Module):
         return Output(h_ND, F.normalize(instance_Nd.float()), F.normalize(group_Nd.float()))
 
 
-def build_encoder(settings: EncoderSettings, weights: Mapping[str, Tensor] | None = None, *, seed: int = 0) -> Encoder:
+def build_encoder(settings: EncoderSettings, weights: Mapping[str, Tensor] | None = None) -> Encoder:
     """The encoder that the settings describe, in train mode, in memory format channels_last, on the CPU.
 
-    The architecture follows from the settings alone. `width` scales the ResNets 18 to 152 and nothing else. The small-image
-    stem goes to torchvision's ResNet family when `crop` < 96, unless `init` is `pretrained`: those weights fit the published
-    stem only.
+    The architecture follows from the settings alone. `width` scales the ResNets 18 to 152 and
+    nothing else. The small-image stem (3x3, stride 1, no max-pool) goes to torchvision's ResNet
+    family when `crop` < 96, unless `init` is `pretrained`: those weights fit the published stem.
+    A random start draws from torch's global generator.
 
     Args:
-        weights: tensors by name, which the caller has read from a file: those of a whole encoder, or of its backbone alone (a
-            classifier is ignored, fresh heads stay). They take the place of `settings.init`: nothing is downloaded.
-        seed: of the random start; the global generators are left as they were.
+        weights: tensors by name, which the caller has read from a file: those of a whole encoder,
+            or of its backbone alone (a classifier is ignored, fresh heads stay). They take the
+            place of `settings.init`: nothing is downloaded.
 
     Raises:
-        UsageError: an unknown backbone (the nearest one is named), a combination that does not exist, weights that do not fit,
-            or weights that cannot be downloaded.
+        UsageError: an unknown backbone (the nearest one is named), a combination that does not
+            exist, weights that do not fit, or weights that cannot be downloaded.
     """
     download = settings.init == "pretrained" and weights is None
     if settings.init not in ("random", "pretrained") and not settings.init.endswith(".safetensors"):
         raise UsageError(f"encoder.init = {settings.init!r}: expected random, pretrained or a .safetensors file")
     if settings.init.endswith(".safetensors") and weights is None:
         raise ValueError(f"the tensors of {settings.init} must be passed in")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone = _backbone(settings, download)
-        width = _output_width(backbone, settings.crop)
-        encoder = Encoder(backbone, width, settings.head, settings.feature_dim)
+    backbone = _backbone(settings, download)
+    width = _output_width(backbone, settings.crop)
+    encoder = Encoder(backbone, width, settings.head, settings.feature_dim)
     if weights is not None:
         _load(encoder, weights, settings)
-    # torch types `to` without the keyword alone
-    return encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return encoder.to(memory_format=torch.channels_last)
 
 
 def _backbone(settings: EncoderSettings, download: bool) -> nn.Module:
@@ -127,7 +125,9 @@ def _backbone(settings: EncoderSettings, download: bool) -> nn.Module:
 
 
 class _ScaledResNet(ResNet):  # type: ignore[misc]  # torchvision is untyped
-    """torchvision's ResNet with every number of channels times `width`."""
+    """torchvision's ResNet with every number of channels times `width`, in multiples of four."""
+
+    inplanes: int
 
     def __init__(self, block: type[BasicBlock] | type[Bottleneck], layers: list[int], width: float) -> None:
         self._width = width
@@ -201,7 +201,7 @@ def _drop_classifier(model: nn.Module) -> None:
     for name in ("aux1", "aux2", "AuxLogits"):
         if hasattr(model, name):
             setattr(model, name, None)
-            model.aux_logits = False
+            model.aux_logits = False  # type: ignore[assignment]
 
 
 def _use_group_norm(module: nn.Module) -> int:
@@ -212,8 +212,8 @@ def _use_group_norm(module: nn.Module) -> int:
             channels = child.num_features
             groups = max(g for g in range(1, max(1, min(32, channels // 4)) + 1) if channels % g == 0)
             norm: nn.Module = nn.GroupNorm(groups, channels)
-            if hasattr(child, "act"):  # timm folds the activation in
-                norm = nn.Sequential(norm, child.act)
+            if isinstance(act := getattr(child, "act", None), nn.Module):  # timm folds it in
+                norm = nn.Sequential(norm, act)
             setattr(module, name, norm)
             found += 1
         else:

@@ -12,8 +12,8 @@ __all__ = ["TIE", "full_precision", "local_kmeans", "spherical_kmeans"]
 # Shape suffixes: N rows, D features, K groups.
 
 TIE = 1e-5
-"""Squared distances this close to the least count as equal; the lowest group number wins. Matrix products round differently
-from the authors' broadcast differences, so exact repeats need it."""
+"""Squared distances this close to the least count as equal; the lowest group number wins. Matrix
+products round differently from the authors' broadcast differences, so exact repeats need it."""
 
 
 @contextmanager
@@ -39,8 +39,9 @@ def local_kmeans(x_ND: Tensor, k: int, iters: int) -> tuple[Tensor, Tensor]:
         iters: >= 1 rounds of assignment and mean.
 
     Returns:
-        labels_N (the last assignment) and centroids_KD: means of the rows of each group, not re-normalised, zero for an empty
-        group. The last mean is differentiable in x; the assignment is not.
+        labels_N (the last assignment) and centroids_KD: means of the rows of each group, not
+        re-normalised, zero for an empty group. The last mean is differentiable in x; the
+        assignment is not.
 
     Raises:
         ValueError: k or iters below 1, or no rows.
@@ -75,8 +76,8 @@ def _means(x_ND: Tensor, labels_N: Tensor, k: int) -> Tensor:
 def spherical_kmeans(
     x_ND: Tensor, k: int, iters: int, generator: torch.Generator, chunk: int = 65_536
 ) -> tuple[Tensor, Tensor]:
-    """k-means by cosine, for the groups of a snapshot. Starts from distinct random rows; an emptied group moves to the row
-    that its own centroid describes worst.
+    """k-means by cosine, for the groups of a snapshot. Starts from distinct random rows; an
+    emptied group moves to the row that is farthest from its centroid.
 
     Args:
         x_ND: unit rows, N >= 1; read in chunks of `chunk` rows, converted to float32.
@@ -106,5 +107,5 @@ def spherical_kmeans(
 
 def _assign(x_ND: Tensor, centroids_KD: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Number and similarity of the nearest centroid of every row."""
-    best = [(part.float() @ centroids_KD.T).max(1) for part in x_ND.split(chunk)]
+    best = [(part.float() @ centroids_KD.T).max(1) for part in torch.split(x_ND, chunk)]
     return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])

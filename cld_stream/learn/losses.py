@@ -29,10 +29,11 @@ def npid_loss(
 ) -> Tensor:
     """Each frame must find its own row among all live rows of the bank: C(f_I(x_i), v_i, v_{j != i}; T_I).
 
-    Wu et al. 2018, eq. 2 (https://arxiv.org/abs/1805.01978), without the noise-contrastive shortcut. Departures, because
-    the frames of a stream come and go: dead rows do not stand in the softmax; a frame whose row was filled in this very step
-    (`newborn_N`), or that has no row (`own_N` = -1), takes the other view as its positive instead. A newborn row is still a
-    negative of the other frames.
+    Wu et al. 2018, eq. 2 (https://arxiv.org/abs/1805.01978), without the noise-contrastive
+    shortcut. Departures, because the frames of a stream come and go: dead rows do not stand in the
+    softmax; a frame whose row was filled in this very step (`newborn_N`), or that has no row
+    (`own_N` = -1), takes the other view as its positive. A newborn row is still a negative of the
+    other frames.
 
     Args:
         f_ND: unit instance features of one view.
@@ -40,7 +41,8 @@ def npid_loss(
         own_N: row of each frame, -1 = none. A frame's own row must be live.
         temperature: T_I > 0.
         live_M: which rows take part; None = all.
-        other_ND: unit features of the other view; never receives a gradient. Needed by newborn frames and those without a row.
+        other_ND: unit features of the other view; never receives a gradient. Needed by newborn
+            frames and by those without a row.
         newborn_N: whose row was born in this step; None = nobody's.
 
     Returns:
@@ -72,10 +74,11 @@ def npid_loss(
 
 
 def cross_level_loss(g1_ND: Tensor, g2_ND: Tensor, k: int, iters: int, temperature: float) -> Tensor:
-    """Each view must find the group of its frame among the groups of the other view; the mean of both directions.
+    """Each view must find its frame's group among the groups of the other view.
 
-    1/2 [C(f_G(x_i), M'_{Gamma'(i)}, M'_other; T_G) + C(f_G(x'_i), M_{Gamma(i)}, M_other; T_G)]. The gradient flows through
-    the centroids; the zero centroids of empty groups stand in the softmax with logit 0, as in the authors' code.
+    1/2 [C(f_G(x_i), M'_{Gamma'(i)}, M'_other; T_G) + C(f_G(x'_i), M_{Gamma(i)}, M_other; T_G)].
+    The gradient flows through the centroids; the zero centroids of empty groups stand in the
+    softmax with logit 0, as in the authors' code.
 
     Args:
         g1_ND, g2_ND: unit group features of the two views of the same frames, in the same order.

@@ -1,5 +1,7 @@
 """What features are worth: a nearest-neighbour vote, and two numbers that fall when they collapse."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,4 +61,4 @@ def feature_std(x_ND: Tensor) -> float:
     0 = collapsed to a point; about 1 = spread over the whole sphere.
     """
     x_ND = F.normalize(x_ND.float(), dim=1)
-    return float(x_ND.std(0, correction=0).mean()) * x_ND.shape[1] ** 0.5
+    return float(x_ND.std(0, correction=0).mean() * math.sqrt(x_ND.shape[1]))
