@@ -61,5 +61,5 @@ def main() -> None:
         fail("Ended at once, as asked. What was committed is safe; the same command goes on from there.")
         os._exit(130)
     except BrokenPipeError:  # the reader of our stdout has gone, as `| head` does
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         sys.exit(0)

@@ -87,7 +87,7 @@ def make_footage(folder: Path, say: Callable[[str], object]) -> Path:
             path = folder / f"{take:02d}-{n:02d}-{name}.mp4"
             if not path.exists():
                 part = path.with_suffix(".part")
-                _film(picture, part, np.random.default_rng((take, n)))
+                film(picture, part, np.random.default_rng((take, n)))
                 part.rename(path)
     return folder
 
@@ -114,7 +114,7 @@ def _photographs() -> "list[tuple[str, Image]]":
     return found
 
 
-def _film(picture: "Image", path: Path, rng: np.random.Generator) -> None:
+def film(picture: "Image", path: Path, rng: np.random.Generator) -> None:
     """One clip: the camera's centre, zoom, roll and light drift along smooth random paths."""
     import av
     from PIL import Image, ImageEnhance
