@@ -1,0 +1,49 @@
+"""Remove a source and its frames for good."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cld_stream.storage.store import Store
+
+__all__ = ["ForgetReport", "forget"]
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetReport:
+    """What went: the source's id and path, its frames, and features of those in snapshots."""
+
+    source: int
+    path: str
+    frames: int
+    features: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def forget(store_path: Path, source: str) -> ForgetReport:
+    """Remove a source: its frames from disk, their features from every snapshot, its row.
+
+    Args:
+        source: its id, its path, or an ending of its path that only it has.
+
+    Raises:
+        StoreNotFoundError: there is no such source, or several.
+        LockHeldError: another process is adding frames.
+    """
+    from cld_stream.storage.snapshots import drop_features
+
+    store = Store.open(store_path)
+    try:
+        with store.writer(f"forget {source}") as writer:
+            row = store.catalog.find_source(source)
+            frames = store.catalog.rows()
+            ids = frames.ids[frames.source == row.id]
+            features = drop_features(store.path, ids)
+            removed = writer.forget(row.id)
+            features += drop_features(store.path, ids)  # of a snapshot that was made meanwhile
+            return ForgetReport(row.id, row.path, removed, features)
+    finally:
+        store.close()

@@ -1,0 +1,109 @@
+"""What ingest tells while it works, and when it is done."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cld_stream.errors import BrokenFilesError
+from cld_stream.storage.schema import Outcome
+
+__all__ = ["FileReport", "IngestProgress", "IngestReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class IngestProgress:
+    """How far it is.
+
+    Attributes:
+        files_total: sources met so far that this run has to look at, known ones included.
+        files_done: of those, finished.
+        frames: added by this run.
+        skipped, broken: files with that outcome so far.
+        seconds: since the start.
+        cpu_share: CPU time of this process and its workers / (seconds x cores), 0 to 1.
+        current: the source in hand.
+    """
+
+    files_total: int
+    files_done: int
+    frames: int
+    skipped: int
+    broken: int
+    seconds: float
+    cpu_share: float
+    current: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """One source.
+
+    Attributes:
+        outcome: what the ledger says of it now; None = not read (a dry run, or stopped before it was done).
+        action: what this run did or, in a dry run, would do: `known`, `read`, `continue`, `twin`, `skip`, `missing`.
+        frames: added by this run.
+        changed: whether its outcome is another one than before.
+    """
+
+    path: str
+    kind: str
+    outcome: Outcome | None
+    reason: str
+    reader: str = ""
+    action: str = "known"
+    frames: int = 0
+    changed: bool = False
+
+
+@dataclass
+class IngestReport:
+    """The result of a run.
+
+    Attributes:
+        files: every source that was met, in stream order, and those found missing.
+        frames: added by this run.
+        stopped: it was asked to stop; the next run goes on from there.
+        notes: what the user should know beside the files.
+    """
+
+    store: str
+    files: list[FileReport] = field(default_factory=list)
+    frames: int = 0
+    seconds: float = 0.0
+    cpu_share: float = 0.0
+    stopped: bool = False
+    dry_run: bool = False
+    strict: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Files by outcome; those not read under "" (a dry run, or stopped)."""
+        return dict(Counter(str(f.outcome or "") for f in self.files))
+
+    @property
+    def changed(self) -> int:
+        """Sources whose outcome this run changed."""
+        return sum(f.changed for f in self.files)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON: file names that are not valid text are shown with backslashes."""
+        whole = asdict(self) | {"counts": self.counts, "changed": self.changed}
+        for row in whole["files"]:
+            raw = row["path"].encode("utf-8", "surrogateescape")
+            row["path"] = raw.decode("utf-8", "backslashreplace")
+        return whole
+
+    def raise_if_strict(self) -> None:
+        """Call it last: everything is in the store that can be.
+
+        Raises:
+            BrokenFilesError: `strict` was asked for, and some files are BROKEN.
+        """
+        broken = [f.path for f in self.files if f.outcome is Outcome.BROKEN]
+        if self.strict and broken:
+            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            raise BrokenFilesError(
+                f"{len(broken)} files are broken: {', '.join(map(ascii, broken[:3]))}{more}. "
+                "Everything else is in the store; repair or remove them, or leave out --strict."
+            )
