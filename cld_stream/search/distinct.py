@@ -1,5 +1,7 @@
 """One hit a moment: repeats of the same scene must not fill the list."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,22 +14,19 @@ def search_distinct(
     index: FlatIndex,
     query: Vectors,
     k: int,
-    source: NDArray[np.int64],
-    time_s: NDArray[np.float64],
-    gap_s: float,
+    repeats: Callable[[int], NDArray[np.int64]],
     allowed: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The best hits of which no two come from one source within `gap_s` of each other.
+    """The best hits of which none is a repeat of a better one.
 
     The list is what a walk through all rows from the best on would keep. It searches, keeps what is
-    new, shuts out the surroundings of all that was kept and searches again, so that each pass costs
-    the same however many repeats there are.
+    new, shuts out the repeats of all that was kept and searches again, so that each pass costs the
+    same however many repeats there are.
 
     Args:
         query: d.
         k: most hits wanted.
-        source, time_s: of every row of the index; time in its source [s].
-        gap_s: hits of one source this close or closer are repeats [s]; >= 0.
+        repeats: of a row, all rows that say the same, for example those of its source within some seconds.
         allowed: one bool a row; None = all.
 
     Returns:
@@ -45,6 +44,6 @@ def search_distinct(
             if len(kept) < k and open_rows[row]:
                 kept.append(row)
                 similarities.append(value)
-                near = np.flatnonzero(source == source[row])
-                open_rows[near[np.abs(time_s[near] - time_s[row]) <= gap_s]] = False
+                open_rows[repeats(row)] = False
+                open_rows[row] = False
     return np.array(similarities, np.float32), np.array(kept, np.int64)

@@ -146,6 +146,4 @@ class VectorArray:
 
 
 def _damaged(path: Path, what: str) -> CorruptError:
-    return CorruptError(
-        f"{path}: {what}. Remove this snapshot (cld-stream snapshots drop) and publish again (cld-stream snapshot)."
-    )
+    return CorruptError(f"{path}: {what}. Publish again: cld-stream snapshot")

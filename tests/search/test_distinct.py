@@ -3,6 +3,7 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from cld_stream.search.cluster import nearest_group, spherical_kmeans
 from cld_stream.search.distinct import search_distinct
@@ -30,7 +31,10 @@ def test_it_keeps_what_a_walk_through_all_rows_keeps(
     index = FlatIndex(6, np.float32)
     index.add(vectors)
 
-    similarity, found = search_distinct(index, query, k, source, time_s, gap_s, allowed)
+    def repeats(row: int) -> NDArray[np.int64]:
+        return np.flatnonzero((source == source[row]) & (abs(time_s - time_s[row]) <= gap_s))
+
+    similarity, found = search_distinct(index, query, k, repeats, allowed)
 
     kept: list[int] = []
     for row in np.argsort(-(vectors @ query), kind="stable").tolist():

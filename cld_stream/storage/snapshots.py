@@ -1,0 +1,337 @@
+"""Published encoders and the features of the stored frames under them (`SPEC.md` section 10)."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cld_stream.errors import CorruptError, FormatTooNewError, StoreNotFoundError
+from cld_stream.storage.durable import (
+    atomic_write_bytes,
+    atomic_write_json,
+    make_dir,
+    publish_dir,
+    remove_dir,
+    temporary,
+)
+from cld_stream.storage.schema import SnapshotRow
+from cld_stream.storage.segments import (
+    FeatureSegment,
+    drop_from_segments,
+    list_segments,
+    segment_name,
+    write_segment,
+)
+from cld_stream.storage.store import Store
+
+__all__ = [
+    "Snapshot",
+    "SnapshotBuilder",
+    "drop_features",
+    "encoder_hash",
+    "remove_snapshot",
+    "snapshot_rows",
+    "snapshots_folder",
+]
+
+_FORMAT, _VERSION = "cld-stream.snapshot", 1
+_WEIGHTS, _GROUPS, _MANIFEST = "weights.safetensors", "groups.safetensors", "manifest.json"
+
+Tensors: TypeAlias = dict[str, NDArray[Any]]
+Columns: TypeAlias = tuple[NDArray[Any], ...]
+
+
+class Snapshot:
+    """A published encoder, opened for reading; new segments are seen without reopening.
+
+    Args:
+        path: its directory.
+
+    Attributes:
+        id, manifest: see `SPEC.md` section 10.
+        spaces: width of the features by space: `instance`, `group`, `backbone`.
+
+    Raises:
+        StoreNotFoundError, FormatTooNewError, CorruptError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = _manifest(path)
+        self.id = str(self.manifest["id"])
+        self.spaces: dict[str, int] = dict(self.manifest["spaces"])
+
+    @property
+    def segments(self) -> list[FeatureSegment]:
+        """What is embedded, in the order of the frames; the first is the publication itself."""
+        return list_segments(self.path / "segments")
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """Frame ids of all rows, -1 where the frame was forgotten since."""
+        return self._columns(lambda segment: (segment.ids(),))[0]
+
+    def covered(self) -> int:
+        """Every frame id below this is embedded, or was gone when its turn came."""
+        return max((s.stop for s in self.segments), default=0)
+
+    def features(self, space: str) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+        """(ids, N x d features) of all rows; id -1 where the frame was forgotten since."""
+        ids, features = self._columns(lambda s: (s.ids(), s.features(space)))
+        return ids, features
+
+    def weights(self) -> Tensors:
+        """The encoder's tensors by name."""
+        return self._tensors(_WEIGHTS)
+
+    def groups(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """(K x d unit centroids in the space `group`, group of each row; -1 = forgotten)."""
+        (labels,) = self._columns(lambda segment: (segment.labels(),))
+        return self._tensors(_GROUPS)["centroids"], labels
+
+    def add_segment(
+        self,
+        first: int,
+        stop: int,
+        ids: NDArray[np.int64],
+        features: Mapping[str, NDArray[np.float16]],
+        labels: NDArray[np.int32],
+    ) -> FeatureSegment:
+        """Append the features of the live frames among [first, stop); durable when this returns."""
+        path = self.path / "segments" / segment_name(first, stop)
+        return write_segment(path, ids, features, labels)
+
+    def forget(self, ids: NDArray[np.int64]) -> int:
+        """Remove the features of frames for good; returns how many there were."""
+        return drop_from_segments(self.path / "segments", ids)
+
+    def row(self) -> SnapshotRow:
+        """As the catalog holds it."""
+        return SnapshotRow(
+            id=self.id,
+            created_utc=float(self.manifest["created_utc"]),
+            step=int(self.manifest["step"]),
+            encoder_hash=str(self.manifest["encoder"]["sha256"]),
+            frames=int(self.manifest["frames"]),
+            pinned=False,
+            state="current",
+            info=dict(self.manifest.get("info", {})),
+        )
+
+    def _columns(self, read: Callable[[FeatureSegment], Columns]) -> Columns:
+        """Columns over all segments, of one and the same list of them."""
+        while True:
+            segments = self.segments
+            try:
+                parts = [read(segment) for segment in segments]
+                return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+            except CorruptError:
+                if [s.path for s in self.segments] == [s.path for s in segments]:
+                    raise  # else some were merged under us
+
+    def _tensors(self, name: str) -> Tensors:
+        from safetensors.numpy import load
+
+        try:
+            data = (self.path / name).read_bytes()
+        except FileNotFoundError:
+            raise _damaged(self.path, f"{name} is missing") from None
+        if hashlib.sha256(data).hexdigest() != self.manifest["files"][name]["sha256"]:
+            raise _damaged(self.path, f"{name} has a wrong checksum")
+        return load(data)
+
+
+class SnapshotBuilder:
+    """A snapshot in the making. A second builder of the same id goes on where the first was killed.
+
+    One process at a time may build (the publisher's lock).
+
+    Args:
+        store_path: the store.
+        id: of the snapshot.
+        manifest: `created_utc`, `step`, `encoder`, `settings`, `store`, `info`.
+        weights: the encoder's tensors.
+        ids: the frames to embed; taken from disk when the build is resumed.
+        stop: every frame id below this is among `ids`, or gone.
+        spaces: width of the features by space.
+    """
+
+    def __init__(
+        self,
+        store_path: Path,
+        id: str,  # noqa: A002
+        manifest: Mapping[str, Any],
+        weights: Mapping[str, NDArray[Any]],
+        ids: NDArray[np.int64],
+        stop: int,
+        spaces: Mapping[str, int],
+    ) -> None:
+        self.path = snapshots_folder(store_path) / id
+        self._aside = temporary(self.path)
+        if not (self._aside / _MANIFEST).exists():
+            self._begin(id, manifest, weights, ids, stop, spaces)
+        self._manifest = _manifest(self._aside)
+        self._segment = FeatureSegment(self._aside / "segments" / str(self._manifest["segment"]))
+
+    def _begin(
+        self,
+        id: str,  # noqa: A002
+        manifest: Mapping[str, Any],
+        weights: Mapping[str, NDArray[Any]],
+        ids: NDArray[np.int64],
+        stop: int,
+        spaces: Mapping[str, int],
+    ) -> None:
+        """Everything but features and groups; the manifest last."""
+        from safetensors.numpy import save
+
+        make_dir(self.path.parent)
+        for left in self.path.parent.glob(".*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+        make_dir(self._aside / "segments")
+        data = save({name: np.array(value, order="C") for name, value in weights.items()})
+        atomic_write_bytes(self._aside / _WEIGHTS, data)
+        name = segment_name(0, stop)
+        FeatureSegment.create(self._aside / "segments" / name, ids, dict(spaces))
+        header = {"format": _FORMAT, "version": _VERSION, "id": id, **manifest}
+        header |= {"spaces": dict(spaces), "frames": len(ids), "segment": name}
+        header |= {"files": {_WEIGHTS: _checksum(data)}}
+        atomic_write_json(self._aside / _MANIFEST, header)
+
+    @classmethod
+    def unfinished(cls, store_path: Path, encoder: str) -> str | None:
+        """Id of a build of the encoder with this hash that was killed, or None."""
+        for path in _directories(store_path, unfinished=True):
+            try:
+                manifest = _manifest(path)
+            except StoreNotFoundError:
+                continue
+            if path.name.startswith(".") and manifest["encoder"]["sha256"] == encoder:
+                return str(manifest["id"])
+        return None
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """The frames to embed, -1 where forgotten since the start."""
+        return self._segment.ids()
+
+    @property
+    def rows_done(self) -> int:
+        """Rows whose features are durable."""
+        return self._segment.rows_written()
+
+    def next_rows(self) -> slice | None:
+        """The rows to embed and `write` next, or None when all are there."""
+        return self._segment.next_rows()
+
+    def write(self, rows: slice, features: Mapping[str, NDArray[np.float16]]) -> None:
+        """Features of the rows that `next_rows` gave; durable when this returns."""
+        self._segment.write_rows(rows, features)
+
+    def features(self, space: str) -> NDArray[np.float16]:
+        """What was written so far, of a complete build."""
+        return self._segment.features(space)
+
+    def finish(self, centroids: NDArray[np.float32], labels: NDArray[np.int32]) -> Snapshot:
+        """Add the groups and give the snapshot its name. The catalog's row is the caller's."""
+        from safetensors.numpy import save
+
+        self._segment.write_labels(labels)
+        data = save({"centroids": np.ascontiguousarray(centroids, np.float32)})
+        atomic_write_bytes(self._aside / _GROUPS, data)
+        self._manifest["files"][_GROUPS] = _checksum(data)
+        atomic_write_json(self._aside / _MANIFEST, self._manifest)
+        publish_dir(self._aside, self.path)
+        return Snapshot(self.path)
+
+
+def snapshots_folder(store_path: Path) -> Path:
+    """Where the snapshots of a store are."""
+    return store_path / "snapshots"
+
+
+def encoder_hash(weights: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> str:
+    """SHA-256 of an encoder: its settings, and name, type, shape and bytes of every tensor."""
+    digest = hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode())
+    for name in sorted(weights):
+        value = np.asarray(weights[name])
+        digest.update(json.dumps([name, value.dtype.str, value.shape]).encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def snapshot_rows(store_path: Path) -> list[SnapshotRow]:
+    """Catalog rows of the snapshots on disk, from their manifests; damaged ones are left out."""
+    rows = []
+    for path in _directories(store_path):
+        try:
+            rows.append(Snapshot(path).row())
+        except (CorruptError, FormatTooNewError):
+            continue
+    return rows
+
+
+def remove_snapshot(store_path: Path, id: str) -> None:  # noqa: A002
+    """Remove the directory of a snapshot; its row must be gone before."""
+    remove_dir(snapshots_folder(store_path) / id)
+
+
+def drop_features(store: Store, ids: NDArray[np.int64]) -> int:
+    """Remove the features of frames from every snapshot, finished or not, for good.
+
+    Call it before and after the frames leave the catalog: before, so that a kill in between leaves none
+    behind; after, for what was being embedded meanwhile. It may be repeated.
+
+    Returns:
+        Rows that were removed.
+    """
+    removed = 0
+    for path in _directories(store.path, unfinished=True):
+        for attempt in (path, path.with_name(path.name[1:].removesuffix(".tmp"))):
+            removed += drop_from_segments(attempt / "segments", ids)
+            if attempt.exists():  # else it was finished, and got its name, meanwhile
+                break
+    return removed
+
+
+def _directories(store_path: Path, unfinished: bool = False) -> list[Path]:
+    folder = snapshots_folder(store_path)
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    building = re.compile(r"\..*\.tmp")
+    return [
+        path
+        for path in paths
+        if path.is_dir() and (not path.name.startswith(".") or (unfinished and building.fullmatch(path.name)))
+    ]
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / _MANIFEST).read_bytes())
+        if manifest["format"] != _FORMAT:
+            raise ValueError(f"format {manifest['format']!r}")
+        version = int(manifest["version"])
+    except FileNotFoundError:
+        raise StoreNotFoundError(f"{path}: there is no such snapshot on disk. See: cld-stream snapshots") from None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise _damaged(path, f"{_MANIFEST} is not readable ({e})") from None
+    if version > _VERSION:
+        raise FormatTooNewError(
+            f"{path} has snapshot format {version}; this cld-stream reads up to {_VERSION}. "
+            "Upgrade: pip install -U cld-stream"
+        )
+    return dict(manifest)
+
+
+def _checksum(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _damaged(path: Path, what: str) -> CorruptError:
+    return CorruptError(f"{path}: {what}. Publish again: cld-stream snapshot")
