@@ -183,7 +183,8 @@ def _built(name: str, build: Callable[[], nn.Module], download: bool) -> nn.Modu
             raise
         reason = str(e).partition("\n")[0]
         raise UsageError(
-            f"encoder.init = pretrained: no weights for {name}: {reason}. Download needs a network; or choose init=random."
+            f"encoder.init = pretrained: no weights for {name}: {reason}. "
+            "A download needs a network; or choose init=random."
         ) from e
 
 

@@ -61,13 +61,14 @@ def npid_loss(
         if other_ND is not None:
             by_row_N = has_row_N if newborn_N is None else has_row_N & ~newborn_N
             positive_ND = torch.where(by_row_N[:, None], positive_ND, other_ND.detach().float())
-        positive_N = (f_ND * positive_ND).sum(1) / temperature
-        logits_NM = f_ND @ (bank_MD.T / temperature)
+        f_ND = f_ND / temperature
+        positive_N = (f_ND * positive_ND).sum(1)
+        logits_NM = f_ND @ bank_MD.T
         if live_M is not None:
-            logits_NM = logits_NM.masked_fill(~live_M, _NEVER)
+            logits_NM.masked_fill_(~live_M, _NEVER)
         # a frame's own column holds its positive; a frame without a row gets a column of its own
         column_N1 = row_N[:, None]
-        own_N1 = torch.where(has_row_N, positive_N, logits_NM.gather(1, column_N1)[:, 0])[:, None]
+        own_N1 = torch.where(has_row_N[:, None], positive_N[:, None], logits_NM.gather(1, column_N1))
         total_N = logits_NM.scatter(1, column_N1, own_N1).logsumexp(1)
         total_N = torch.where(has_row_N, total_N, torch.logaddexp(total_N, positive_N))
         return (total_N - positive_N).mean()
