@@ -1,0 +1,300 @@
+"""The learner: one step of the algorithm, and everything that the next step depends on.
+
+Randomness is a function of (seed, salt, clock): nothing else has to be saved to go on bit for bit.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cld_stream.config import EncoderSettings, Settings
+from cld_stream.learn.augment import TwoViews, central_view
+from cld_stream.learn.average import WeightAverage, estimate_batch_norm
+from cld_stream.learn.bank import MemoryBank
+from cld_stream.learn.buffer import EMPTY, Admission, Ids, ReplayBuffer
+from cld_stream.learn.encoder import Encoder, build_encoder
+from cld_stream.learn.losses import cross_level_loss, npid_loss
+
+__all__ = ["Learner", "StepPlan", "StepReport"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The batch of one step: F fresh frames first, then replayed ones; N in all.
+
+    Attributes:
+        ids: (N) frame ids.
+        slots: (N) buffer slots after the step; -1 = a fresh frame that the buffer does not take.
+        admission: what becomes of the F fresh frames if the step goes well.
+    """
+
+    ids: Ids
+    slots: Ids
+    admission: Admission
+
+    @property
+    def fresh(self) -> int:
+        """F, the number of fresh frames."""
+        return len(self.admission.ids)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did. Losses in nats.
+
+    Attributes:
+        ok: False = a loss or a gradient was not finite, and nothing has changed.
+        loss: instance + lambda x cld.
+        lr: the rate of this step.
+        features, group_features: (N x d) unit features of the first view, detached, on the device.
+    """
+
+    ok: bool
+    loss: float
+    instance: float
+    cld: float
+    lr: float
+    features: Tensor
+    group_features: Tensor
+
+
+class Learner:
+    """NPID + CLD over a replay buffer (Wang, Liu, Yu 2021, section 3, made for a stream).
+
+    Attributes:
+        clock: steps tried; never goes back, not even when an old state is restored.
+        updates: steps taken: the age of the encoder.
+        salt: changed after a rescue, so that the choices that led there are not made again.
+        rate: factor on the learning rate, lowered by a rescue.
+        cbp: cumulative backward passes: views x frames.
+    """
+
+    def __init__(
+        self, settings: Settings, device: torch.device | str = "cpu", weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.settings, self.device = settings, torch.device(device)
+        self.clock = self.updates = self.salt = self.cbp = 0
+        self.rate = 1.0
+        optim, rows = settings.optim, settings.buffer.capacity
+        with torch.random.fork_rng(devices=[]):  # the same start on every device
+            torch.manual_seed(optim.seed)
+            encoder = build_encoder(settings.encoder, weights)
+        self.encoder: Encoder = encoder.to(self.device)
+        self.optimiser = torch.optim.SGD(
+            self.encoder.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+        )
+        self.average = WeightAverage(self.encoder, optim.average_decay)
+        self.buffer = ReplayBuffer(rows, settings.buffer.policy)
+        self.bank = MemoryBank(rows, settings.encoder.feature_dim, settings.loss.bank_momentum, self.device)
+        self.views = TwoViews(settings.augment, settings.encoder.crop)
+
+    def plan(self, fresh: Iterable[int] = ()) -> StepPlan:
+        """Decide a batch, changing nothing: admit the fresh frames first, then draw replays among those that stay."""
+        rng = np.random.default_rng(self._entropy(0))
+        admission = self.buffer.propose(_ids(fresh), rng)
+        taken = admission.slots[admission.slots != EMPTY]
+        replays = max(0, self.settings.optim.batch - len(admission.ids))
+        replayed = self.buffer.sample(replays, rng, exclude=taken)
+        ids = np.concatenate([admission.ids, self.buffer.ids[replayed]])
+        return StepPlan(ids, np.concatenate([admission.slots, replayed]), admission)
+
+    def step(self, plan: StepPlan, pixels: Tensor, aspect: Tensor) -> StepReport:
+        """One step of the algorithm. When the loss or a gradient is not finite, it changes no state but the clock.
+
+        Args:
+            plan: what `plan` gave since the last step.
+            pixels: (N x S x S x 3) uint8 on the device, as stored, in the plan's order.
+            aspect: (N) width / height as shown.
+
+        Raises:
+            ValueError: fewer than two frames, or not as many as planned.
+        """
+        if not 2 <= len(pixels) == len(aspect) == len(plan.ids):
+            raise ValueError(f"the plan has {len(plan.ids)} frames, at least 2 are needed; got {len(pixels)}")
+        s, slots = self.settings.loss, torch.from_numpy(plan.slots).to(self.device)
+        lr, undo = self._rate(), _Undo(self.encoder, self.bank)
+
+        x1, x2 = self.views(pixels, aspect, self._generator())
+        (f1, f2), (g1, g2) = self._features(x1, x2)
+        newborn = self._newborn(plan, slots)
+        born = slots[newborn]
+        undo.remember(born)
+        self.bank.fill(born, (f1 + f2).detach()[newborn], self.clock)  # before their first gradient
+        bank = {"live_M": self.bank.live_M, "newborn_N": newborn}
+        instance = (
+            npid_loss(f1, self.bank.rows_MD, slots, s.temperature_instance, other_ND=f2, **bank)
+            + npid_loss(f2, self.bank.rows_MD, slots, s.temperature_instance, other_ND=f1, **bank)
+        ) / 2
+        cld = instance.new_zeros(())
+        if s.cld_weight > 0:
+            cld = cross_level_loss(g1, g2, s.groups, s.kmeans_iters, s.temperature_group)
+        loss = instance + s.cld_weight * cld
+
+        ok = self._descend(loss, lr)  # SGD on the encoder, unless something is not finite
+        if ok:
+            old = ~newborn & (slots >= 0)
+            self.bank.update(slots[old], f1.detach()[old], f2.detach()[old], self.clock)
+            self.average.follow(self.encoder)
+            self.buffer.apply(plan.admission, self.clock)
+            self.buffer.touch(plan.slots[plan.fresh :])
+            self.updates += 1
+            self.cbp += 2 * len(pixels)
+        else:
+            undo()
+        self.clock += 1
+        return StepReport(ok, loss.item(), instance.item(), cld.item(), lr, f1.detach(), g1.detach())
+
+    def remember(self, fresh: Iterable[int]) -> Admission:
+        """Admit frames without a step. Their bank rows are born when they are first replayed."""
+        admission = self.buffer.propose(_ids(fresh), np.random.default_rng(self._entropy(0)))
+        taken = admission.slots[admission.slots != EMPTY]
+        self.bank.kill(torch.from_numpy(taken).to(self.device))  # the rows of those who were evicted
+        self.buffer.apply(admission, self.clock)
+        self.clock += 1
+        return admission
+
+    def forget(self, ids: Iterable[int]) -> Ids:
+        """Remove frames from buffer and bank; ids that are not there are ignored. Returns the freed slots."""
+        slots = self.buffer.drop(_ids(ids))
+        self.bank.kill(torch.from_numpy(slots).to(self.device))
+        return slots
+
+    def draw(self, n: int) -> Ids:
+        """At most n occupied slots to look at; leaves no trace in the training."""
+        return self.buffer.sample(n, np.random.default_rng(self._entropy(2)))
+
+    def averaged(self, batches: Iterable[tuple[Tensor, Tensor]] = ()) -> Encoder:
+        """The encoder with averaged weights, in eval mode.
+
+        Args:
+            batches: (pixels, aspect) as `step` takes them; batch-norm statistics are estimated anew on their central views.
+                Without any the present encoder's statistics stay.
+        """
+        encoder = self.average.module(self.encoder)
+        crop = self.settings.encoder.crop
+        estimate_batch_norm(encoder, (self._layout(central_view(p, a, crop)) for p, a in batches))
+        return encoder.eval()
+
+    def publishable(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[EncoderSettings, dict[str, Array]]:
+        """What a snapshot needs: the encoder's settings and its averaged weights by name."""
+        weights = self.averaged(batches).state_dict()
+        return self.settings.encoder, {name: _numpy(t) for name, t in weights.items()}
+
+    def state_dict(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Everything that the next step depends on: arrays by name, and plain numbers as JSON holds them."""
+        arrays = {f"encoder.{n}": _numpy(t) for n, t in self.encoder.state_dict().items()}
+        arrays |= {f"average.{n}": _numpy(t) for n, t in self.average.state_dict().items()}
+        arrays |= {f"bank.{n}": _numpy(t) for n, t in self.bank.state_dict().items()}
+        arrays |= {f"buffer.{n}": a for n, a in self.buffer.state_dict().items()}
+        for name, parameter in self.encoder.named_parameters():
+            velocity = self.optimiser.state[parameter].get("momentum_buffer")
+            if velocity is not None:
+                arrays[f"momentum.{name}"] = _numpy(velocity)
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        return arrays, numbers | {"averaged": self.average.updates}
+
+    def load_state_dict(self, arrays: Mapping[str, Array], numbers: Mapping[str, Any]) -> None:
+        """Go on from a saved state, on whatever device this learner is.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: it does not fit these settings.
+        """
+        parts: dict[str, dict[str, Any]] = {}
+        for key, array in arrays.items():
+            part, _, name = key.partition(".")
+            parts.setdefault(part, {})[name] = array if part == "buffer" else torch.from_numpy(np.array(array))
+        self.encoder.load_state_dict(parts["encoder"])
+        self.average.load_state_dict(parts["average"], numbers["averaged"])
+        self.bank.load_state_dict(parts["bank"])
+        self.buffer.load_state_dict(parts["buffer"])
+        self.optimiser.state.clear()
+        for name, parameter in self.encoder.named_parameters():
+            if name in parts.get("momentum", {}):
+                velocity = torch.empty_like(parameter).copy_(parts["momentum"][name])
+                self.optimiser.state[parameter]["momentum_buffer"] = velocity
+        for name in _NUMBERS:
+            setattr(self, name, numbers[name])
+
+    def _features(self, *views: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Instance and group features of each view, in float32, from one pass."""
+        self.encoder.train()
+        amp = self.settings.optim.amp and self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
+            out = self.encoder(self._layout(torch.cat(views)))
+        return out.instance_Nd.float().chunk(len(views)), out.group_Nd.float().chunk(len(views))
+
+    def _descend(self, loss: Tensor, lr: float) -> bool:
+        """A step of SGD, unless the loss or a gradient is not finite."""
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        grads = [p.grad for p in self.encoder.parameters() if p.grad is not None]
+        finite = torch.stack([norm.isfinite() for norm in torch._foreach_norm(grads)]).all()
+        ok = bool(finite & loss.isfinite())
+        if ok:
+            self.optimiser.param_groups[0]["lr"] = lr
+            self.optimiser.step()
+        self.optimiser.zero_grad()
+        return ok
+
+    def _newborn(self, plan: StepPlan, slots: Tensor) -> Tensor:
+        """Frames with a slot whose bank row is not theirs yet: fresh ones, and those that were only remembered so far."""
+        fresh = torch.arange(len(slots), device=self.device) < plan.fresh
+        return (slots >= 0) & (fresh | ~self.bank.live_M[slots.clamp(min=0)])
+
+    def _rate(self) -> float:
+        """Linear from lr/100 over the warm-up, then constant."""
+        optim = self.settings.optim
+        risen = min(1.0, self.updates / optim.warmup_steps) if optim.warmup_steps else 1.0
+        return optim.lr * self.rate * (0.01 + 0.99 * risen)
+
+    def _entropy(self, purpose: int) -> np.random.SeedSequence:
+        return np.random.SeedSequence([self.settings.optim.seed, self.salt, self.clock, purpose])
+
+    def _generator(self) -> torch.Generator:
+        """Of this step's views."""
+        seed = self._entropy(1).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        return torch.Generator(self.device).manual_seed(int(seed))
+
+    @staticmethod
+    def _layout(x: Tensor) -> Tensor:
+        """Channels last: 1.6 times faster convolutions on a CPU, and what tensor cores want."""
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+class _Undo:
+    """What a step changes before it knows that its loss is finite: batch-norm statistics and newborn bank rows."""
+
+    def __init__(self, encoder: Encoder, bank: MemoryBank) -> None:
+        self._statistics = [(b, b.clone()) for b in encoder.buffers()]
+        self._bank = bank
+
+    def remember(self, slots: Tensor) -> None:
+        """Keep what stands in these bank rows."""
+        self._slots = slots
+        self._rows = {name: t[slots] for name, t in self._bank.state_dict().items()}
+
+    def __call__(self) -> None:
+        """Put it all back."""
+        for buffer, before in self._statistics:
+            buffer.copy_(before)
+        for name, tensor in self._bank.state_dict().items():
+            tensor[self._slots] = self._rows[name]
+
+
+_NUMBERS = ("clock", "updates", "salt", "rate", "cbp")
+
+
+def _ids(ids: Iterable[int]) -> Ids:
+    return np.fromiter(ids, np.int64)
+
+
+def _numpy(tensor: Tensor) -> Array:
+    """A copy in row-major order on the host."""
+    return np.array(tensor.detach().cpu().numpy(), order="C")
