@@ -34,8 +34,8 @@ class Database:
         self._engine = _engine(path, self.writable)
 
     @classmethod
-    def create(cls, path: Path, *, next_id: int = 0, next_source: int = 1, sealed: int = 0) -> None:
-        """Write an empty catalog that will hand out the given ids next."""
+    def create(cls, path: Path, **state_values: int) -> None:
+        """Write an empty catalog; `state_values` are columns of its table `state` other than a new store's."""
         raw = sqlite3.connect(path)
         try:
             raw.execute(f"PRAGMA page_size = {_PAGE}")
@@ -43,11 +43,11 @@ class Database:
             raw.execute("PRAGMA journal_mode = WAL")
         finally:
             raw.close()
+        new = {"one": 1, "next_id": 0, "next_source": 1, "sealed": 0, "frames": 0, "generation": 0}
         engine = _engine(path, writable=True)
         with engine.connect().execution_options(write=True) as tx, tx.begin():
             metadata.create_all(tx)
-            first = {"one": 1, "next_id": next_id, "next_source": next_source, "sealed": sealed}
-            tx.execute(state.insert().values(first | {"frames": 0, "generation": 0}))
+            tx.execute(state.insert().values(new | state_values))
         engine.dispose()
 
     def close(self) -> None:

@@ -55,6 +55,8 @@ def complete_forgetting(path: Path, header: Header, catalog: Catalog) -> int:
         tx.execute(delete(schema.frames).where(frame.source.in_(gone)))
         tx.execute(delete(schema.sources).where(source.id.in_(gone)))
         tx.execute(update(schema.state).values(generation=generation, frames=schema.state.c.frames - len(ids)))
+    for old in path.glob("catalog.db.old*"):
+        old.unlink()
     catalog.scrub()
     with catalog.writing() as tx:
         tx.execute(delete(schema.forgetting).where(schema.forgetting.c.source.in_(asked)))

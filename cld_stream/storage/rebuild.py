@@ -1,0 +1,279 @@
+"""When something is wrong: check every byte of a store, and make its catalog anew (`SPEC.md` section 8)."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from sqlalchemy import insert
+
+from cld_stream.errors import CorruptError, StoreError
+from cld_stream.storage import schema
+from cld_stream.storage.catalog import Catalog
+from cld_stream.storage.durable import fsync_dir, temporary
+from cld_stream.storage.header import Header, read_header
+from cld_stream.storage.lock import FileLock
+from cld_stream.storage.schema import Frames, Outcome, SourceRow
+from cld_stream.storage.shards import (
+    ArrayState,
+    LocalShards,
+    read_array_state,
+    read_element,
+    read_index,
+    write_array_state,
+)
+from cld_stream.storage.sidecars import Sidecar, read_sidecar, sidecar_path
+from cld_stream.storage.snapshots import snapshot_rows
+from cld_stream.storage.store import Store
+
+__all__ = ["Finding", "RebuildReport", "check", "rebuild_catalog"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as it should be."""
+
+    where: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildReport:
+    """What a rebuilt catalog holds.
+
+    Attributes:
+        shards, sources, frames, snapshots: how many were found again.
+        partial: sources that lost frames with the old catalog, or were being read.
+        problems: shards and sidecars that could not be used.
+    """
+
+    shards: int
+    sources: int
+    frames: int
+    snapshots: int
+    partial: int
+    problems: tuple[Finding, ...]
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.frames:,} frames of {self.sources:,} sources from {self.shards:,} shards, "
+            f"{self.snapshots} snapshots; {self.partial} sources are now PARTIAL"
+        )
+        return "; ".join([text, *map(str, self.problems)])
+
+
+def check(store: Store) -> list[Finding]:
+    """Verify every checksum, and that catalog, shards and sidecars agree. Reads everything once.
+
+    Returns:
+        What is wrong; empty when nothing is.
+    """
+    found = [Finding("catalog.db", problem) for problem in store.catalog.problems()]
+    totals = store.catalog.totals()
+    size = store.header.shard_frames
+    try:
+        array = read_array_state(store.path / "frames")
+        if array.sealed < totals.sealed:
+            text = f"{array.sealed} frames in its shape, {totals.sealed} in the catalog"
+            found.append(Finding("frames/zarr.json", text))
+    except CorruptError as e:
+        found.append(Finding("frames/zarr.json", str(e)))
+    for shard in range(totals.sealed // size):
+        found += _check_shard(store, shard)
+    live = store.catalog.live_ids(totals.sealed)
+    for part in np.array_split(live, max(1, len(live) // 1024)):
+        tail = store.catalog.tail(part.tolist())
+        lost = [id_ for id_ in part.tolist() if not _is_picture(tail.get(id_, b""), store.header)]
+        if lost and store.catalog.totals().sealed == totals.sealed:
+            found.append(Finding("catalog.db", f"tail frames without a picture: {_some(lost)}"))
+    return found
+
+
+def rebuild_catalog(path: Path) -> RebuildReport:
+    """Make `catalog.db` anew from the shards and their sidecars; a damaged one is kept as `catalog.db.old`.
+
+    Raises:
+        StoreError: the catalog is in order; rebuilding would lose the frames that are only there.
+        LockHeldError: another process adds frames or trains.
+    """
+    header = read_header(path)
+    with FileLock(path / "writer.lock", "writer"), FileLock(path / "trainer.lock", "trainer"):
+        _refuse_if_healthy(path / "catalog.db")
+        files, problems = LocalShards(path / "frames"), list[Finding]()
+        sidecars = list(_sidecars(path, header, problems))
+        live = [_live(files, sidecar, header, problems) for sidecar in sidecars]
+        frames = Frames(*(_joined(live, name) for name in Frames.__slots__))
+        sources, changed = _sources(sidecars, frames)
+        frames = _keep(frames, np.isin(frames.source, [source.id for source in sources]))
+        snapshots = snapshot_rows(path)
+        _replace_catalog(path, header, sidecars, sources, changed, frames)
+        catalog = Catalog(path / "catalog.db")
+        for row in snapshots:
+            catalog.add_snapshot(row)
+        catalog.close()
+    return RebuildReport(len(sidecars), len(sources), len(frames), len(snapshots), len(changed), tuple(problems))
+
+
+def _check_shard(store: Store, shard: int) -> Iterator[Finding]:
+    size, where = store.header.shard_frames, f"frames/c/{shard}"
+    live = store.catalog.rows(start=shard * size, stop=(shard + 1) * size)
+    files = LocalShards(store.path / "frames")
+    try:
+        index = read_index(files, shard, size)
+        for id_ in live.ids.tolist():
+            if not _is_picture(read_element(files, shard, index, id_ % size), store.header):
+                yield Finding(where, f"frame {id_} is no {store.header.size}-pixel picture")
+    except CorruptError as e:
+        yield Finding(where, str(e))
+    try:
+        kept = read_sidecar(sidecar_path(store.path, shard)).frames
+        if not all(
+            np.array_equal(getattr(kept, name), getattr(live, name), equal_nan=True) for name in Frames.__slots__
+        ):
+            yield Finding(f"sidecars/{shard}.npz", "its rows differ from the catalog's")
+    except CorruptError as e:
+        yield Finding(f"sidecars/{shard}.npz", str(e))
+
+
+def _is_picture(jpeg: bytes, header: Header) -> bool:
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+    except ValueError:
+        return False
+    return bool((height, width) == (header.size, header.size))
+
+
+def _some(ids: list[int]) -> str:
+    return ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+
+
+def _refuse_if_healthy(file: Path) -> None:
+    if not file.exists():
+        return
+    catalog = Catalog(file)
+    try:
+        if not catalog.problems():
+            totals = catalog.totals()
+            raise StoreError(
+                f"{file}: the catalog is in order, and rebuilding it would lose the newest "
+                f"{totals.next_id - totals.sealed} frames. To do so anyway, move it away first."
+            )
+    except CorruptError:
+        return
+    finally:
+        catalog.close()
+
+
+def _sidecars(path: Path, header: Header, problems: list[Finding]) -> Iterator[Sidecar]:
+    numbers = sorted(int(file.stem) for file in (path / "sidecars").glob("[0-9]*.npz"))
+    for shard in numbers:
+        try:
+            sidecar = read_sidecar(sidecar_path(path, shard))
+        except CorruptError as e:
+            problems.append(Finding(f"sidecars/{shard}.npz", str(e)))
+            continue
+        if sidecar.store == header.uuid and sidecar.shard == shard:
+            yield sidecar
+        else:
+            problems.append(Finding(f"sidecars/{shard}.npz", "it belongs to another store or shard"))
+
+
+def _live(files: LocalShards, sidecar: Sidecar, header: Header, problems: list[Finding]) -> Frames:
+    """Rows of the frames that the shard still has."""
+    try:
+        index = read_index(files, sidecar.shard, header.shard_frames)
+    except CorruptError as e:
+        problems.append(Finding(f"frames/c/{sidecar.shard}", str(e)))
+        return _keep(sidecar.frames, np.zeros(len(sidecar.frames), np.bool_))
+    full = index[:, 0] != np.uint64((1 << 64) - 1)
+    return _keep(sidecar.frames, full[sidecar.frames.ids % header.shard_frames])
+
+
+def _joined(parts: list[Frames], name: str) -> Any:
+    types = {"ids": np.int64, "source": np.int64, "shot": np.int32, "aspect": np.float32}
+    columns = [getattr(part, name) for part in parts]
+    return np.concatenate(columns) if columns else np.zeros(0, types.get(name, np.float64))
+
+
+def _keep(frames: Frames, mask: NDArray[np.bool_]) -> Frames:
+    return Frames(*(getattr(frames, name)[mask] for name in Frames.__slots__))
+
+
+def _sources(sidecars: list[Sidecar], frames: Frames) -> tuple[list[SourceRow], set[int]]:
+    """The sources as last mentioned, corrected for lost frames, and which ones were changed by that.
+
+    Sources of which nothing is left are dropped, with their duplicates, so that ingest takes them up again.
+    """
+    known = {source.id: source for sidecar in sidecars for source in sidecar.sources}
+    ids, counts = np.unique(frames.source, return_counts=True)
+    count = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    changed: set[int] = set()
+    for id_, source in list(known.items()):
+        has = count.get(id_, 0)
+        if has == 0 and (source.outcome is None or source.frames > 0):
+            del known[id_]
+        elif has != source.frames or source.outcome is None:
+            reason = (
+                f"the catalog was rebuilt; {max(0, source.frames - has)} known frames and what "
+                "followed are lost: forget this source and ingest it again"
+            )
+            known[id_] = replace(source, frames=has, outcome=Outcome.PARTIAL, reason=reason, cursor=None)
+            changed.add(id_)
+    while dangling := [s.id for s in known.values() if s.same_as and s.same_as not in known]:
+        for id_ in dangling:
+            del known[id_]
+    return [known[id_] for id_ in sorted(known)], changed & known.keys()
+
+
+def _replace_catalog(
+    path: Path,
+    header: Header,
+    sidecars: list[Sidecar],
+    sources: list[SourceRow],
+    changed: set[int],
+    frames: Frames,
+) -> None:
+    size = header.shard_frames
+    shards = 1 + max((sidecar.shard for sidecar in sidecars), default=-1)
+    handed_out = max((sidecar.next_id for sidecar in sidecars), default=0)
+    try:
+        generation = read_array_state(path / "frames").generation + 1
+    except CorruptError:
+        generation = 1
+    aside = temporary(path / "catalog.db")
+    for name in (aside.name, f"{aside.name}-wal", f"{aside.name}-shm"):
+        (path / name).unlink(missing_ok=True)
+    Catalog.create(
+        aside,
+        next_id=(-(-handed_out // size) + 1) * size,
+        next_source=max((sidecar.next_source for sidecar in sidecars), default=1),
+        sealed=shards * size,
+        generation=generation,
+        frames=len(frames),
+    )
+    new = Catalog(aside)
+    with new.writing() as tx:
+        if sources:
+            rows = [asdict(s) | {"since_shard": shards - (s.id not in changed)} for s in sources]
+            tx.execute(insert(schema.sources), rows)
+        if len(frames):
+            tx.execute(insert(schema.frames), _records(frames))
+    new.close()  # the last connection empties the log into the file
+    write_array_state(path / "frames", ArrayState(shards * size, generation), size)
+    for end in ("", "-wal", "-shm"):
+        if (path / f"catalog.db{end}").exists():
+            (path / f"catalog.db{end}").rename(path / f"catalog.db.old{end}")
+    aside.rename(path / "catalog.db")
+    fsync_dir(path)
+
+
+def _records(frames: Frames) -> list[dict[str, int | float | None]]:
+    columns = {"id" if name == "ids" else name: getattr(frames, name).tolist() for name in Frames.__slots__}
+    columns["wall_utc"] = [None if t != t else t for t in columns["wall_utc"]]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
