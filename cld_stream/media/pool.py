@@ -45,6 +45,7 @@ class Worker:
         self.pipe = Connection(ours.detach())
         self.job: Job | None = None
         self.files = 0
+        self.spent = False
         self.heard = time.monotonic()
 
     @property
@@ -147,8 +148,8 @@ class DecodePool:
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Event]]:
         """Read the jobs, several at a time, and hand out their events in the order of the jobs.
 
-        Every job ends with exactly one `Done`. Jobs are drawn only as far as the window reaches. A run that is abandoned
-        half-way kills the workers that were reading.
+        Every job ends with exactly one `Done`. Jobs are drawn only as far as the window reaches. A run that is
+        abandoned half-way kills the workers that were reading.
         """
         source, queue = iter(jobs), deque[_Pending]()
         self._start()
@@ -188,8 +189,9 @@ class DecodePool:
         return True
 
     def _fresh(self, worker: Worker) -> Worker:
-        """The worker itself, or a new one in its place when it has read enough files."""
-        return worker if worker.files < self._settings.worker_files else self._replace(worker)
+        """The worker itself, or a new one in its place when it has read or grown enough."""
+        old = worker.spent or worker.files >= self._settings.worker_files
+        return self._replace(worker) if old else worker
 
     def _replace(self, worker: Worker) -> Worker:
         worker.kill()
@@ -217,7 +219,7 @@ class DecodePool:
 
     def _receive(self, worker: Worker, pending: _Pending) -> None:
         try:
-            _, event = worker.pipe.recv()
+            event, spent = worker.pipe.recv()
         except (EOFError, OSError):
             pending.add(Done("BROKEN", worker.obituary()))
             self._replace(worker)
@@ -226,4 +228,4 @@ class DecodePool:
         if event is not None:
             pending.add(event)
             if isinstance(event, Done):
-                worker.job = None
+                worker.job, worker.spent = None, spent

@@ -1,11 +1,12 @@
 """A decoding worker: `python -m cld_stream.media.worker FD MEMORY_MB`, started by `DecodePool`.
 
-It takes jobs from the socket FD and answers (key, event); (key, None) is a sign of life. It ignores Ctrl-C, dies with
-its parent, and may take so much address space beyond its start and no more.
+It takes jobs from the socket FD and answers (event, spent); an event None is a sign of life, `spent` asks for a
+new worker. It ignores Ctrl-C, dies with its parent, and may take so much address space beyond its start and no more.
 """
 
 import contextlib
 import ctypes
+import importlib
 import os
 import resource
 import signal
@@ -27,39 +28,41 @@ def main(argv: list[str]) -> int:
     """Serve jobs until the other end closes the socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
-    pipe = Connection(int(argv[1]))
-    import cld_stream.media.video  # noqa: F401  (loaded before the memory limit is measured)
-
-    _limit_memory(int(argv[2]))
+    pipe, memory = Connection(int(argv[1])), _Memory(int(argv[2]))
+    memory.load("cld_stream.media.video")
     with contextlib.suppress(EOFError, OSError):
-        pipe.send((-1, None))
+        pipe.send((None, False))
         while (job := pipe.recv()) is not None:
-            _serve(job, pipe)
+            _serve(job, pipe, memory)
     return 0
 
 
-def _serve(job: Job, pipe: Connection) -> None:
+def _serve(job: Job, pipe: Connection, memory: "_Memory") -> None:
     told = time.monotonic()
 
     def beat() -> None:
         nonlocal told
         if time.monotonic() - told > _BEAT_S:
             told = time.monotonic()
-            pipe.send((job.key, None))
+            pipe.send((None, False))
+
+    def done(reason: str, spent: bool = False) -> None:
+        pipe.send((Done("BROKEN", reason), spent or memory.spent()))
 
     try:
+        if job.reader == "decord":
+            memory.load("decord")
         for event in _read(job, beat):
-            pipe.send((job.key, event))
+            pipe.send((event, isinstance(event, Done) and memory.spent()))
             told = time.monotonic()
     except MemoryError:
-        reason = "reading it takes more memory than ingest.worker_memory_mb allows"
-        pipe.send((job.key, Done("BROKEN", reason)))
+        done("reading it takes more memory than ingest.worker_memory_mb allows", spent=True)
     except ConnectionError:
         raise
     except OSError as error:
-        pipe.send((job.key, Done("BROKEN", f"cannot read the file: {error.strerror or error}")))
+        done(f"cannot read the file: {error.strerror or error}")
     except Exception as error:  # noqa: BLE001  (a file never stops the run; the reason names the bug)
-        pipe.send((job.key, Done("BROKEN", f"{type(error).__name__}: {error}")))
+        done(f"{type(error).__name__}: {error}")
 
 
 def _read(job: Job, beat: Callable[[], None]) -> Iterator[Event]:
@@ -85,12 +88,37 @@ def _die_with_parent() -> None:
             os._exit(1)
 
 
-def _limit_memory(megabytes: int) -> None:
-    """Address space: what is taken now plus `megabytes`. A breach is a MemoryError, or ENOMEM in a decoder."""
+class _Memory:
+    """Address space: what the code takes plus `megabytes`. A breach is a MemoryError, or ENOMEM in a decoder."""
+
+    def __init__(self, megabytes: int) -> None:
+        self._allowed, self._start, self._loaded = megabytes * 2**20, 0, set[str]()
+
+    def load(self, module: str) -> None:
+        """Import a module; what it takes does not count."""
+        if module in self._loaded:
+            return
+        self._loaded.add(module)
+        _set_limit(resource.RLIM_INFINITY)
+        before = _address_space()
+        importlib.import_module(module)
+        self._start += _address_space() - (before if self._start else 0)
+        _set_limit(self._start + self._allowed)
+
+    def spent(self) -> bool:
+        """Whether so much was taken and not given back that the next file deserves a new worker."""
+        return _address_space() > self._start + self._allowed // 2
+
+
+def _address_space() -> int:
+    if sys.platform != "linux":
+        return 0
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _set_limit(limit: int) -> None:
     if sys.platform == "linux":
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + megabytes * 2**20
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 if __name__ == "__main__":
