@@ -85,10 +85,10 @@ def _pyav() -> str:
 
 def _photos() -> str:
     import pi_heif
-    from PIL import Image, features
+    from PIL import features
 
     avif = "AVIF" if features.check("avif") else "no AVIF"
-    return f"Pillow {Image.__version__}, pi-heif {pi_heif.__version__}, {avif}"
+    return f"Pillow {version('pillow')}, pi-heif {pi_heif.__version__}, {avif}"
 
 
 def _jpeg() -> str:
