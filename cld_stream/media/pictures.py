@@ -21,6 +21,8 @@ _FORMATS = (
     "JPEG2000", "PCX", "SGI",
 )  # fmt: skip
 _OVERSAMPLE = 3  # pixels kept per pixel of the frame before the last, filtered resize
+_LARGE_PIXELS = 32_000_000
+_STRIP_ROWS = 16
 _TRANSPOSED = frozenset((5, 6, 7, 8))
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -74,6 +76,8 @@ def upright_rgb(picture: Image.Image, size: int) -> NDArray[np.uint8]:
     turn = _orientation(picture)
     if picture.format in ("JPEG", "MPO"):
         picture.draft(None, (_OVERSAMPLE * size, _OVERSAMPLE * size))
+    if picture.format == "HEIF" and picture.width * picture.height > _LARGE_PIXELS:
+        picture = _shrunk_heif(picture, size)
     picture.load()
     rgb = _shrink(_as_rgb(picture, size), size)
     if turn in _TURN:
@@ -125,6 +129,7 @@ def _register_formats() -> None:
     import pi_heif
 
     Image.init()
+    pi_heif.options.DECODE_THREADS = 1
     pi_heif.register_heif_opener()
 
 
@@ -149,9 +154,28 @@ def _as_rgb(picture: Image.Image, size: int) -> Image.Image:
 
 def _shrink(picture: Image.Image, size: int) -> Image.Image:
     """Average whole blocks of pixels away, so that what follows is cheap."""
+    return _shrink_to(picture, picture.size, size)
+
+
+def _shrink_to(part: Image.Image, whole: tuple[int, int], size: int) -> Image.Image:
+    """Shrink a part of a picture as `_shrink` shrinks all of it."""
     least = _OVERSAMPLE * size
-    factor = max(1, picture.width // least), max(1, picture.height // least)
-    return picture.reduce(factor) if factor != (1, 1) else picture
+    factor = max(1, whole[0] // least), max(1, whole[1] // least)
+    return part.reduce(factor) if factor != (1, 1) else part
+
+
+def _shrunk_heif(picture: Image.Image, size: int) -> Image.Image:
+    """Shrink while reading out of the decoder: Pillow's way holds the whole picture three times."""
+    import pi_heif
+
+    decoded = pi_heif.open_heif(getattr(picture, "filename", ""))
+    pixels = np.asarray(decoded)  # a view: `decoded` must outlive it
+    rows = max(1, picture.height // (_OVERSAMPLE * size)) * _STRIP_ROWS
+    strips = [
+        np.asarray(_shrink_to(Image.fromarray(pixels[y : y + rows]), picture.size, size))
+        for y in range(0, len(pixels), rows)
+    ]
+    return Image.fromarray(np.concatenate(strips))
 
 
 def _from_deep(picture: Image.Image) -> Image.Image:
