@@ -93,7 +93,11 @@ class Snapshot:
     def groups(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """(K x d unit centroids in the space `group`, group of each row; -1 = forgotten)."""
         (labels,) = self._columns(lambda segment: (segment.labels(),))
-        return self._tensors(_GROUPS)["centroids"], labels
+        return self.centroids(), labels
+
+    def centroids(self) -> NDArray[np.float32]:
+        """Of the groups: K x d, unit rows, in the space `group`."""
+        return self._tensors(_GROUPS)["centroids"]
 
     def add_segment(
         self,
