@@ -145,7 +145,7 @@ class Catalog(Published):
                 query = select(schema.tail.c.id, schema.tail.c.jpeg).where(
                     schema.tail.c.id.in_(wanted[i : i + _AT_ONCE])
                 )
-                found.update((int(id_), jpeg) for id_, jpeg in tx.execute(query).tuples())
+                found.update((int(id_), jpeg) for id_, jpeg in tx.execute(query))
         return found
 
     def _state(self, name: str) -> int:

@@ -17,7 +17,7 @@ from cld_stream.storage.schema import metadata, state
 __all__ = ["Database"]
 
 _BUSY_S = 30.0
-_PAGE = 1024
+_PAGE = 512  # a commit of two frames touches many pages, and writes each of them whole
 _WAL_PAGES = 64 * 1024 * 1024 // _PAGE
 
 
@@ -80,8 +80,16 @@ class Database:
             yield tx
 
     def checkpoint(self) -> None:
-        """Move what the log holds into the catalog file, as far as readers allow, without waiting."""
+        """Shrink the file by its free pages, then move the log into it, as far as readers allow.
+
+        In this order: pages beyond the new end are not copied, so a sealed tail never reaches the file.
+        """
         with _plain_errors(self.path), self._autocommit() as conn:
+            raw = conn.connection.driver_connection
+            assert isinstance(raw, sqlite3.Connection)
+            raw.execute("PRAGMA cache_spill = OFF")  # else the freed pages go to the log first
+            raw.executescript("PRAGMA incremental_vacuum")  # `execute` would free one page only
+            raw.execute("PRAGMA cache_spill = ON")
             conn.execute(text("PRAGMA wal_checkpoint(PASSIVE)")).all()
 
     def scrub(self) -> None:
@@ -99,14 +107,6 @@ class Database:
                         f"{self.path}: another process keeps reading it, so deleted bytes are still "
                         "in its log. They go when the next command writes to this store."
                     )
-
-    @staticmethod
-    def return_free_pages(tx: Connection) -> None:
-        """Shrink the file by the pages that `tx` made free: a checkpoint need not copy them then."""
-        cursor = tx.connection.cursor()
-        cursor.execute("PRAGMA incremental_vacuum")
-        cursor.fetchall()  # every step frees one page
-        cursor.close()
 
     def problems(self) -> list[str]:
         """What SQLite's own check of the file finds."""

@@ -261,7 +261,6 @@ class Writer:
             with self._catalog.writing() as tx:
                 tx.execute(delete(schema.tail).where(schema.tail.c.id < stop))
                 tx.execute(update(schema.state).values(sealed=stop))
-                self._catalog.return_free_pages(tx)
             self._sealed = stop
             self._catalog.checkpoint()
 
@@ -273,7 +272,7 @@ class Writer:
         at = first = shard * size
         with self._catalog.reading() as tx:
             found = tx.execution_options(yield_per=256).execute(query.order_by(row.id), {"a": first, "b": first + size})
-            for id_, jpeg in found.tuples():
+            for id_, jpeg in found:
                 yield from (b"" for _ in range(at, id_))
                 yield jpeg
                 at = id_ + 1
