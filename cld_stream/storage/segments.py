@@ -48,6 +48,9 @@ class FeatureSegment:
             VectorArray.create(path / space, len(ids), width, np.float16)
         return cls(path)
 
+    def __len__(self) -> int:
+        return len(VectorArray(self.path / _IDS))
+
     @property
     def spaces(self) -> list[str]:
         """Names of its feature arrays."""
@@ -149,7 +152,7 @@ def merge_segments(folder: Path, *, at_least: int = 16, rows: int = 65_536) -> b
     run: list[FeatureSegment] = []
     total = 0
     for segment in reversed(list_segments(folder)[1:]):  # the first is the publication
-        total += len(VectorArray(segment.path / _IDS))
+        total += len(segment)
         if total > rows:
             break
         run.insert(0, segment)
