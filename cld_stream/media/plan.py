@@ -33,8 +33,8 @@ class Plan:
     """How to read one video.
 
     Attributes:
-        mode: decode only `keys` (and the whole of the last group of pictures), only frames that others `references`
-            refer to, or `all`.
+        mode: decode only `keys` (and after the last one whatever its cell leaves uncovered), only the `references` that
+            other frames refer to, or `all`.
         times: presentation time of every packet [ticks], sorted; empty where the container gives none.
         wanted: time of the frame that the rule chooses for each cell [ticks], sorted.
         keys: times of the key frames [ticks], sorted.
@@ -64,9 +64,9 @@ class Plan:
     created_utc: float | None
 
     @property
-    def last_key(self) -> int | None:
-        """Everything from here on is decoded in mode `keys`."""
-        return self.keys[-1] if self.keys else None
+    def forward_from(self) -> int | None:
+        """In mode `keys`: the key frame from which on everything is decoded, if the end is not covered by keys."""
+        return self.keys[-1] if self.keys and self.wanted[-1] > self.keys[-1] else None
 
 
 @dataclass
@@ -216,8 +216,10 @@ def _choose(walk: _Walk, start: int | None, tick_s: float, fps: float) -> tuple[
     if len(keys) > 1:
         last = max(keys)
         before = {c for t, c in cell.items() if t <= last}
-        if before <= {cell[t] for t in keys} and len(keys) < len(every):
-            return "keys", keys + [t for t in forward if t > last], skip
+        covered = {cell[t] for t in keys}
+        if before <= covered and len(keys) < len(every):
+            rest = [] if max(cell.values()) in covered else [t for t in forward if t > last]
+            return "keys", keys + rest, skip
     return ("references" if skip else "all"), forward, skip
 
 
@@ -237,7 +239,8 @@ def _seekable(container: Any) -> bool:
 
 def _cut_off(container: Any, stream: Any, walk: _Walk) -> str:
     """Whether the header promises more than there is."""
-    if stream.frames > walk.packets > 0:
+    counted = "mov" in container.format.name  # AVI counts the gaps between frames, too
+    if counted and stream.frames > walk.packets > 0:
         return f"the file is cut off: {walk.packets} of {stream.frames} frames are there"
     promised = (container.duration or 0) / av.time_base + max(0, container.start_time or 0) / av.time_base
     if walk.timed and walk.packets and promised - walk.end_s > max(1.0, 0.05 * promised):

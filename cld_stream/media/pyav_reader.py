@@ -138,12 +138,12 @@ def _decoded(
 
 def _packets(container: Any, stream: Any, plan: Plan, damage: Damage) -> Iterator[Any]:
     """The packets to decode; the last one is empty and flushes the decoder."""
-    last = plan.last_key if plan.mode == "keys" else None
-    tail = False
+    forward = plan.mode != "keys"
+    begin = plan.forward_from
     try:
         for packet in container.demux(stream):
-            tail = tail or last is None or packet.size == 0 or packet.pts == last
-            if tail or packet.is_keyframe:
+            forward = forward or packet.size == 0 or (begin is not None and packet.pts == begin)
+            if forward or packet.is_keyframe:
                 yield packet
     except (av.FFmpegError, OSError) as error:
         damage.add(f"the rest of the file cannot be read ({error.__class__.__name__})")

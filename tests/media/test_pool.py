@@ -1,0 +1,240 @@
+"""The worker pool: order kept, bad files cost themselves only, nothing outlives its parent."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cld_stream.config import IngestSettings
+from cld_stream.media.job import Chunk, Done, Job, Started
+from cld_stream.media.pool import DecodePool
+from cld_stream.media.video import read_video
+from tests.media.test_video import counter, frames_of, same, steady
+
+
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(") ", 1)[1][0] not in "ZX"
+
+
+def video_jobs(paths: list[Path], **options: object) -> list[Job]:
+    return [Job(key=i, kind="video", path=p, **options) for i, p in enumerate(paths)]  # type: ignore[arg-type]
+
+
+def outcomes(pool: DecodePool, jobs: list[Job]) -> list[Done]:
+    return [event for _, event in pool.run(jobs) if isinstance(event, Done)]
+
+
+def test_events_come_in_job_order_and_hold_what_the_reader_gives(tmp_path: Path) -> None:
+    paths = [counter(tmp_path / f"{i}.mp4", steady(400 if i % 5 == 0 else 20)) for i in range(12)]
+    jobs = video_jobs(paths)
+    with DecodePool(3, IngestSettings()) as pool:
+        events = list(pool.run(jobs))
+        assert [job.key for job, _ in events] == sorted(job.key for job, _ in events)
+        for job in jobs:
+            own = [e for j, e in events if j.key == job.key]
+            assert isinstance(own[0], Started)
+            assert isinstance(own[-1], Done)
+            assert same(frames_of(iter(own)), frames_of(read_video(job)))
+
+
+def test_workers_stay_for_the_next_run_and_end_with_the_pool(tmp_path: Path) -> None:
+    path = counter(tmp_path / "a.mp4", steady(20))
+    with DecodePool(2, IngestSettings()) as pool:
+        list(pool.run(video_jobs([path] * 4)))
+        pids = pool.pids
+        list(pool.run(video_jobs([path] * 4)))
+        assert pool.pids == pids
+        assert all(alive(pid) for pid in pids)
+    assert not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_crash_costs_the_file_and_no_other(number: int, tmp_path: Path) -> None:
+    long, short = counter(tmp_path / "l.mp4", steady(256)), counter(tmp_path / "s.mp4", steady(20))
+    with DecodePool(1, IngestSettings()) as pool:
+        done = []
+        for job, event in pool.run(video_jobs([short, long, short], fps=25.0)):
+            if job.key == 1 and isinstance(event, Started):
+                os.kill(pool.pids[0], number)
+            if isinstance(event, Done):
+                done.append(event)
+    assert [d.outcome for d in done] == ["ADDED", "BROKEN", "ADDED"]
+    assert signal.Signals(number).name in done[1].reason
+
+
+def test_a_hung_worker_is_killed_and_replaced(tmp_path: Path) -> None:
+    long, short = counter(tmp_path / "l.mp4", steady(256)), counter(tmp_path / "s.mp4", steady(20))
+    with DecodePool(1, IngestSettings(heartbeat_s=1.0)) as pool:
+        list(pool.run(video_jobs([short])))
+        stopped, done = pool.pids[0], []
+        for job, event in pool.run(video_jobs([long, short], fps=25.0)):
+            if job.key == 0 and isinstance(event, Started):
+                os.kill(stopped, signal.SIGSTOP)
+            if isinstance(event, Done):
+                done.append(event)
+        assert not alive(stopped)
+    assert [d.outcome for d in done] == ["BROKEN", "ADDED"]
+    assert "hung" in done[0].reason
+
+
+def test_a_slow_consumer_is_not_taken_for_a_hung_worker(tmp_path: Path) -> None:
+    paths = [counter(tmp_path / f"{i}.mp4", steady(100)) for i in range(3)]
+    with DecodePool(2, IngestSettings(heartbeat_s=1.0)) as pool:
+        done = []
+        for job, event in pool.run(video_jobs(paths, fps=25.0)):
+            if job.key == 0 and isinstance(event, Started):
+                time.sleep(1.5)
+            if isinstance(event, Done):
+                done.append(event.outcome)
+    assert done == ["ADDED"] * 3
+
+
+def test_a_file_that_needs_too_much_memory_is_broken_and_the_next_is_read(tmp_path: Path) -> None:
+    huge = tmp_path / "huge.png"
+    Image.new("RGB", (11000, 9000)).save(huge, compress_level=1)
+    small = tmp_path / "small.png"
+    Image.new("RGB", (20, 20)).save(small)
+    jobs = [Job(key=i, kind="photo", path=p) for i, p in enumerate([huge, small])]
+    with DecodePool(1, IngestSettings(worker_memory_mb=256)) as pool:
+        done = outcomes(pool, jobs)
+    assert [d.outcome for d in done] == ["BROKEN", "ADDED"]
+    assert "memory" in done[0].reason
+
+
+def test_a_worker_is_recycled_after_so_many_files(tmp_path: Path) -> None:
+    path, seen = counter(tmp_path / "a.mp4", steady(10)), set()
+    with DecodePool(1, IngestSettings(worker_files=2)) as pool:
+        for _, event in pool.run(video_jobs([path] * 6)):
+            if isinstance(event, Started):
+                seen.add(pool.pids[0])
+    assert len(seen) == 3
+
+
+def test_an_abandoned_run_leaves_the_pool_usable(tmp_path: Path) -> None:
+    path = counter(tmp_path / "a.mp4", steady(200))
+    with DecodePool(2, IngestSettings()) as pool:
+        run = pool.run(video_jobs([path] * 5, fps=25.0))
+        next(run)
+        run.close()  # type: ignore[attr-defined]
+        assert [d.outcome for d in outcomes(pool, video_jobs([path] * 3))] == ["ADDED"] * 3
+
+
+def test_jobs_are_drawn_only_as_far_as_the_window_reaches(tmp_path: Path) -> None:
+    path, drawn = counter(tmp_path / "a.mp4", steady(10)), 0
+
+    def endless() -> Iterator[Job]:
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield Job(key=drawn, kind="video", path=path)
+
+    with DecodePool(2, IngestSettings()) as pool:
+        run = pool.run(endless())
+        for _ in range(30):
+            next(run)
+        run.close()  # type: ignore[attr-defined]
+    assert drawn <= 30 + 64
+
+
+def test_ctrl_c_reaches_the_parent_only(tmp_path: Path) -> None:
+    path = counter(tmp_path / "a.mp4", steady(200))
+    with DecodePool(1, IngestSettings()) as pool:
+        list(pool.run(video_jobs([path])))
+        os.killpg(pool.pids[0], signal.SIGINT)
+        assert os.getpgid(pool.pids[0]) != os.getpgid(0)
+        done = outcomes(pool, video_jobs([path]))
+    assert done[0].outcome == "ADDED"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent's death signal is Linux's")
+def test_workers_die_with_a_killed_parent() -> None:
+    code = (
+        "import sys, time\n"
+        "from cld_stream.config import IngestSettings\n"
+        "from cld_stream.media.pool import DecodePool\n"
+        "pool = DecodePool(2, IngestSettings())\n"
+        "pool._start()\n"
+        "time.sleep(1)\n"
+        "print(*pool.pids, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pids = [int(p) for p in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 5
+    while any(alive(p) for p in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(p) for p in pids)
+
+
+def test_frames_arrive_while_the_file_is_still_being_read(tmp_path: Path) -> None:
+    path = counter(tmp_path / "a.mp4", steady(256))
+    with DecodePool(1, IngestSettings()) as pool:
+        chunks = [e for _, e in pool.run(video_jobs([path], fps=25.0)) if isinstance(e, Chunk)]
+    assert len(chunks) >= 256 / 16
+    assert max(len(c.frames) for c in chunks) <= 16
+
+
+def test_nothing_reaches_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = counter(tmp_path / "a.mp4", steady(100))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 200] = b"\xff" * 200
+    path.write_bytes(data)
+    capfd.readouterr()
+    with DecodePool(1, IngestSettings()) as pool:
+        outcomes(pool, video_jobs([path]))
+    list(read_video(video_jobs([path])[0]))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.data
+def test_every_video_of_the_zoo_gets_an_allowed_outcome(data_dir: Path) -> None:
+    zoo = data_dir / "media-zoo"
+    with (zoo / "manifest.tsv").open(newline="") as file:
+        rows = [r for r in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if r["kind"] == "video"]
+    with DecodePool(0, IngestSettings()) as pool:
+        done = outcomes(pool, video_jobs([zoo / r["path"] for r in rows]))
+    wrong = [
+        f"{r['path']}: {d.outcome} ({d.reason}), expected {r['outcome']}"
+        for r, d in zip(rows, done, strict=True)
+        if d.outcome not in r["outcome"].split("|")
+    ]
+    assert wrong == []
+    assert all(d.reason for d in done if d.outcome != "ADDED")
+
+
+@pytest.mark.data
+def test_damaged_videos_of_the_zoo_resume_exactly(data_dir: Path) -> None:
+    for name in ("derived/realshort_bitflip.mp4", "video/decord/corrupted.mp4", "derived/vfr_h264.mp4"):
+        job = Job(key=0, kind="video", path=data_dir / "media-zoo" / name, fps=3.0)
+        events = list(read_video(job, chunk_frames=1))
+        whole = frames_of(iter(events))
+        for at, event in enumerate(e for e in events if isinstance(e, Chunk)):
+            again = Job(key=0, kind="video", path=job.path, fps=3.0, cursor=event.cursor)
+            assert same(frames_of(read_video(again)), whole[at + 1 :]), (name, at)
+
+
+def test_a_pool_may_be_used_from_a_thread(tmp_path: Path) -> None:
+    path, done = counter(tmp_path / "a.mp4", steady(20)), list[Done]()
+
+    def work() -> None:
+        with DecodePool(1, IngestSettings()) as pool:
+            done.extend(outcomes(pool, video_jobs([path])))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done[0].outcome == "ADDED"
