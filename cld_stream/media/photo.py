@@ -148,6 +148,7 @@ def _shown_frames(picture: Image.Image, job: Job) -> Iterator[tuple[float, NDArr
     for index in range(_pages(picture)):
         try:
             picture.seek(index)
+            picture.load()  # WebP knows the duration of a frame only then
             mine = round(time_ms / 1000 * job.fps)
             distance = abs(time_ms / 1000 - mine / job.fps)
             if best is not None and mine != cell:
