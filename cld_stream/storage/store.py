@@ -112,7 +112,7 @@ def _clear_unfinished(path: Path) -> None:
             f"{path}: this folder is not empty and holds no store.json. Choose an empty folder, or restore store.json."
         )
     for name in found & _UNFINISHED:
-        (path / name).unlink()
+        (path / name).unlink(missing_ok=True)  # closing the catalog removes its log
     for name in found & {"frames", "sidecars"}:
         shutil.rmtree(path / name)
 
