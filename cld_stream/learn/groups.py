@@ -1,4 +1,4 @@
-"""Groups of features: the local k-means of a mini-batch, and the spherical k-means of a published snapshot."""
+"""Local groups: the k-means of a mini-batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["TIE", "full_precision", "local_kmeans", "spherical_kmeans"]
+__all__ = ["TIE", "full_precision", "local_kmeans"]
 
 # Shape suffixes: N rows, D features, K groups.
 
@@ -70,42 +70,3 @@ def _means(x_ND: Tensor, labels_N: Tensor, k: int) -> Tensor:
     """Mean row of every group; zero for an empty one. A matrix product: deterministic on every device."""
     member_KN = F.one_hot(labels_N, k).T.to(x_ND.dtype)
     return member_KN @ x_ND / member_KN.sum(1, keepdim=True).clamp(min=1)
-
-
-@torch.no_grad()
-def spherical_kmeans(
-    x_ND: Tensor, k: int, iters: int, generator: torch.Generator, chunk: int = 65_536
-) -> tuple[Tensor, Tensor]:
-    """k-means by cosine, for the groups of a snapshot. Starts from distinct random rows; an
-    emptied group moves to the row that is farthest from its centroid.
-
-    Args:
-        x_ND: unit rows, N >= 1; read in chunks of `chunk` rows, converted to float32.
-        k: groups; lowered to N when there are fewer rows.
-        iters: >= 1.
-        generator: draws the start (on its own device).
-
-    Returns:
-        labels_N and unit centroids_KD (float32); every label belongs to its nearest centroid.
-    """
-    k = min(k, len(x_ND))
-    start_K = torch.randperm(len(x_ND), generator=generator, device=generator.device)[:k]
-    with full_precision(x_ND.device.type):
-        centroids_KD = F.normalize(x_ND[start_K.to(x_ND.device)].float(), dim=1)
-        for _ in range(iters):
-            labels_N, similarity_N = _assign(x_ND, centroids_KD, chunk)
-            sums_KD = torch.zeros_like(centroids_KD)
-            for rows in range(0, len(x_ND), chunk):
-                part = slice(rows, rows + chunk)
-                sums_KD.index_add_(0, labels_N[part], x_ND[part].float())
-            empty_E = (torch.bincount(labels_N, minlength=k) == 0).nonzero()[:, 0]
-            worst_E = similarity_N.argsort(stable=True)[: len(empty_E)]
-            sums_KD[empty_E] = x_ND[worst_E].float()
-            centroids_KD = F.normalize(sums_KD, dim=1)
-        return _assign(x_ND, centroids_KD, chunk)[0], centroids_KD
-
-
-def _assign(x_ND: Tensor, centroids_KD: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Number and similarity of the nearest centroid of every row."""
-    best = [(part.float() @ centroids_KD.T).max(1) for part in torch.split(x_ND, chunk)]
-    return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
