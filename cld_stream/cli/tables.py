@@ -10,7 +10,7 @@ from rich.table import Table
 from cld_stream.cli.output import safe
 
 if TYPE_CHECKING:
-    from cld_stream.pipelines.query import Hit
+    from cld_stream.pipelines.neighbours import Hit
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
