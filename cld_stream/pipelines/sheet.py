@@ -45,7 +45,7 @@ def write_sheet(store: Store, answer: Answer, path: Path) -> None:
         UsageError: the file cannot be written.
     """
     hits = answer.hits[:MOST]
-    columns = max(1, min(5, len(hits)))
+    columns = max(1, min(len(hits), min((5, 4), key=lambda c: -len(hits) % c)))  # the fuller last row
     rows = max(1, -(-len(hits) // columns))
     height = max(rows * (_BOX + _CAPTION + _GAP) - _GAP, _QUERY + 130)
     width = 2 * _MARGIN + _QUERY + 2 * _GAP + columns * (_CELL + _GAP)
@@ -93,9 +93,9 @@ def _draw_question(sheet: Image.Image, draw: ImageDraw.ImageDraw, answer: Answer
     y += 28
     if question.jpeg:
         picture = as_shown(question.jpeg, question.aspect, fit)
-        picture.thumbnail((_QUERY, _QUERY)) if max(picture.size) > _QUERY else None
         scale = _QUERY / max(picture.size)
-        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
         sheet.paste(picture, (_MARGIN, y))
         y += picture.height + 14
     for line in _lines(draw, question.title, _font(20), _QUERY, 3):
@@ -224,7 +224,8 @@ _PAGE = """<!doctype html>
 body {{ margin: 0; padding: 2rem; font: 15px/1.45 system-ui, sans-serif; color: #16181d; background: #fff;
   display: grid; grid-template-columns: 20rem 1fr; gap: 2.5rem; }}
 aside {{ position: sticky; top: 2rem; align-self: start; }}
-aside .box {{ background: none; aspect-ratio: auto; height: 15rem; justify-content: start; }}
+aside .box {{ background: none; aspect-ratio: auto; height: auto; max-height: 20rem; justify-content: start; }}
+aside .box img {{ max-height: 20rem; }}
 h1 {{ font-size: 1.2rem; margin: 1rem 0 .5rem; overflow-wrap: anywhere; }}
 aside p {{ margin: .2rem 0; color: #6b7280; overflow-wrap: anywhere; }}
 main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1.5rem; }}
