@@ -41,9 +41,9 @@ def forget(store_path: Path, source: str) -> ForgetReport:
             row = store.catalog.find_source(source)
             frames = store.catalog.rows()
             ids = frames.ids[frames.source == row.id]
-            features = drop_features(store.path, ids)
+            features = drop_features(store, ids)
             removed = writer.forget(row.id)
-            features += drop_features(store.path, ids)  # of a snapshot that was made meanwhile
+            features += drop_features(store, ids)  # of a snapshot that was made meanwhile
             return ForgetReport(row.id, row.path, removed, features)
     finally:
         store.close()

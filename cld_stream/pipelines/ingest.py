@@ -28,7 +28,7 @@ from cld_stream.storage.schema import NewFrame, Outcome, SourceRow
 from cld_stream.storage.store import Store
 from cld_stream.storage.writer import Writer
 
-__all__ = ["FileReport", "IngestProgress", "IngestReport", "ingest"]
+__all__ = ["FileReport", "IngestProgress", "IngestReport", "explained", "ingest"]
 
 _TICK_S = 0.2
 _Step = tuple[Entry, Event | None]
@@ -71,7 +71,7 @@ def ingest(
             run = _Run(store, writer, ledger, settings, on_progress)
             report = run.over(found, stop)
     except (OSError, DBAPIError) as error:
-        raise _explained(store_path, error) from error
+        raise explained(store_path, error) from error
     finally:
         store.close()
     report.strict = strict
@@ -370,7 +370,7 @@ def _taken_utc(item: Item) -> float | None:
         return None
 
 
-def _explained(store_path: Path, error: Exception) -> Exception:
+def explained(store_path: Path, error: Exception) -> Exception:
     """A full disk in words; anything else as it is."""
     number = getattr(error, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error):
