@@ -84,6 +84,8 @@ def explain(path: Path, error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "needs more memory than a worker may take; raise ingest.worker_memory_mb"
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and text:
+        return text[:200]
     return f"{type(error).__name__}: {text}"[:200] if text else type(error).__name__
 
 
