@@ -19,6 +19,9 @@ __all__ = ["SMALL_CROP", "Encoder", "Output", "build_encoder"]
 SMALL_CROP = 96
 """Views with fewer pixels a side get the small-image stem of the authors' CIFAR runs."""
 
+FULL_RESOLUTION_CROP = 48
+"""Up to here that stem keeps the resolution; above, it halves it, or a step would cost four times as much."""
+
 _RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
     "resnet34": (BasicBlock, [3, 4, 6, 3]),
@@ -69,8 +72,8 @@ def build_encoder(settings: EncoderSettings, weights: Mapping[str, Tensor] | Non
     """The encoder that the settings describe, in train mode, in memory format channels_last, on the CPU.
 
     The architecture follows from the settings alone. `width` scales the ResNets 18 to 152 and
-    nothing else. The small-image stem (3x3, stride 1, no max-pool) goes to torchvision's ResNet
-    family when `crop` < 96, unless `init` is `pretrained`: those weights fit the published stem.
+    nothing else. The small-image stem (3x3, no max-pool; stride 1 up to 48 pixels, 2
+    above) goes to torchvision's ResNet family when `crop` < 96, unless `init` is `pretrained`: those weights fit the published stem.
     A random start draws from torch's global generator.
 
     Args:
@@ -110,7 +113,8 @@ def _backbone(settings: EncoderSettings, download: bool) -> nn.Module:
     else:
         model = _torchvision_model(name, settings.crop, download)
     if isinstance(model, ResNet) and settings.crop < SMALL_CROP and not pretrained:
-        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
+        stride = 1 if settings.crop <= FULL_RESOLUTION_CROP else 2
+        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, stride=stride, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
     _drop_classifier(model)

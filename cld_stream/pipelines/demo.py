@@ -69,7 +69,6 @@ def demo_settings() -> Settings:
     s = Settings()
     return replace(
         s,
-        encoder=replace(s.encoder, crop=48),
         buffer=replace(s.buffer, capacity=2048),
         optim=replace(s.optim, warmup_steps=20),
         train=replace(s.train, idle_steps=150),

@@ -61,12 +61,13 @@ def test_full_width_is_torchvisions_resnet_but_for_the_small_image_stem() -> Non
         assert stem == (set() if crop == 112 else {"conv1.weight"})
 
 
-def test_the_small_image_stem_keeps_the_resolution() -> None:
-    small, large = built(crop=64).backbone, built(crop=96).backbone
+@pytest.mark.parametrize(("crop", "stride"), [(32, 1), (48, 1), (64, 2)])
+def test_the_small_image_stem_has_no_pooling_and_keeps_small_crops_whole(crop: int, stride: int) -> None:
+    small, large = built(crop=crop).backbone, built(crop=96).backbone
     assert isinstance(small.maxpool, nn.Identity)
     assert isinstance(large.maxpool, nn.MaxPool2d)
     assert isinstance(small.conv1, nn.Conv2d)
-    assert (small.conv1.kernel_size, small.conv1.stride) == ((3, 3), (1, 1))
+    assert (small.conv1.kernel_size, small.conv1.stride) == ((3, 3), (stride, stride))
 
 
 def test_group_norm_has_a_group_for_four_channels_and_no_leak_between_frames() -> None:
