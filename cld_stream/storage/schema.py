@@ -180,8 +180,8 @@ class _Unsigned64(TypeDecorator[int]):
         return None if value is None else value % (1 << 64)
 
 
-class _FileName(TypeDecorator[str]):
-    """A path; kept as bytes where it is not valid UTF-8."""
+class _OsText(TypeDecorator[str]):
+    """Text that may hold a file name; kept as bytes where it is not valid UTF-8."""
 
     impl = Text
     cache_ok = True
@@ -215,7 +215,7 @@ sources = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     _required("kind", Text),
-    _required("path", _FileName),
+    _required("path", _OsText),
     _required("device", _Unsigned64),
     _required("inode", _Unsigned64),
     _required("size", BigInteger),
@@ -223,11 +223,11 @@ sources = Table(
     _required("fingerprint", Text),
     _required("reader", Text),
     Column("outcome", Text),
-    _required("reason", Text),
+    _required("reason", _OsText),
     Column("cursor", Text),
     _required("frames", BigInteger),
-    Column("label", Text),
-    Column("split", Text),
+    Column("label", _OsText),
+    Column("split", _OsText),
     Column("same_as", BigInteger),
     _required("since_shard", BigInteger),
 )
