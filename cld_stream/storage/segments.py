@@ -1,5 +1,6 @@
 """Features of a run of frames: the unit in which snapshots grow (`SPEC.md` section 10)."""
 
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cld_stream.errors import CorruptError
-from cld_stream.storage.durable import atomic_write_json, make_dir, publish_dir, temporary
+from cld_stream.storage.durable import publish_dir, temporary
 from cld_stream.storage.vectors import VectorArray
 
 __all__ = [
@@ -38,10 +39,10 @@ class FeatureSegment:
 
     @classmethod
     def create(cls, path: Path, ids: NDArray[np.int64], spaces: Mapping[str, int]) -> "FeatureSegment":
-        """Ids only; features follow."""
-        make_dir(path)
+        """Ids only; features follow. The caller makes it durable."""
+        path.mkdir(parents=True, exist_ok=True)
         group = {"zarr_format": 3, "node_type": "group", "attributes": {"spaces": dict(spaces)}}
-        atomic_write_json(path / "zarr.json", group)
+        (path / "zarr.json").write_text(json.dumps(group, indent=1))
         VectorArray.write(path / _IDS, ids.astype(np.int64))
         VectorArray.create(path / _LABELS, len(ids), 0, np.int32)
         for space, width in spaces.items():
@@ -90,7 +91,7 @@ class FeatureSegment:
             array.write_chunk(rows.start // array.chunk_rows, features[space])
 
     def write_labels(self, labels: NDArray[np.int32]) -> None:
-        """The groups of all rows."""
+        """The groups of all rows. The caller makes them durable."""
         VectorArray.write(self.path / _LABELS, labels.astype(np.int32))
 
     def drop(self, ids: NDArray[np.int64]) -> int:

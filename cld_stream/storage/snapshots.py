@@ -15,6 +15,7 @@ from cld_stream.errors import CorruptError, FormatTooNewError, StoreNotFoundErro
 from cld_stream.storage.durable import (
     atomic_write_bytes,
     atomic_write_json,
+    fsync_tree,
     make_dir,
     publish_dir,
     remove_dir,
@@ -206,6 +207,7 @@ class SnapshotBuilder:
         header = {"format": _FORMAT, "version": _VERSION, "id": id, **manifest}
         header |= {"spaces": dict(spaces), "frames": len(ids), "segment": name}
         header |= {"files": {_WEIGHTS: _checksum(data)}}
+        fsync_tree(self._aside)
         atomic_write_json(self._aside / _MANIFEST, header)
 
     @classmethod

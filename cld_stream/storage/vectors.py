@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from cld_stream.errors import CorruptError
-from cld_stream.storage.durable import atomic_write, atomic_write_json, make_dir
+from cld_stream.storage.durable import atomic_write_bytes, make_dir
 
 __all__ = ["CHUNK_ROWS", "VectorArray"]
 
@@ -46,8 +46,8 @@ class VectorArray:
 
     @classmethod
     def create(cls, path: Path, rows: int, width: int, dtype: DTypeLike) -> "VectorArray":
-        """A new array without chunks."""
-        make_dir(path)
+        """A new array without chunks. The caller makes it durable."""
+        path.mkdir(parents=True, exist_ok=True)
         tail = [width] if width else []
         chunk = [max(1, min(rows, CHUNK_ROWS)), *tail]
         dtype = np.dtype(dtype)
@@ -65,17 +65,17 @@ class VectorArray:
             ],
             "attributes": {},
         }
-        atomic_write_json(path / "zarr.json", meta)
+        (path / "zarr.json").write_text(json.dumps(meta, indent=1))
         return cls(path)
 
     @classmethod
     def write(cls, path: Path, values: NDArray[Any]) -> "VectorArray":
-        """A whole array at once."""
+        """A whole array at once. The caller makes it durable."""
         width = values.shape[1] if values.ndim == 2 else 0
         array = cls.create(path, len(values), width, values.dtype)
         for number in range(array.chunks):
             start = number * array.chunk_rows
-            array.write_chunk(number, values[start : start + array.chunk_rows])
+            array.write_chunk(number, values[start : start + array.chunk_rows], durable=False)
         return array
 
     def __len__(self) -> int:
@@ -90,13 +90,18 @@ class VectorArray:
         """Chunks that are there, counted from the first without a gap."""
         return next((n for n in range(self.chunks) if not self._file(n).exists()), self.chunks)
 
-    def write_chunk(self, number: int, values: NDArray[Any]) -> None:
-        """Write rows from `number` x `chunk_rows` on; durable when this returns."""
+    def write_chunk(self, number: int, values: NDArray[Any], *, durable: bool = True) -> None:
+        """Write rows from `number` x `chunk_rows` on; durable when this returns, unless not asked to be."""
         block = np.zeros((self.chunk_rows, *self.shape[1:]), self.dtype)
         block[: len(values)] = values
         data = block.tobytes()
-        make_dir(self._file(number).parent)
-        atomic_write(self._file(number), [data, struct.pack("<I", google_crc32c.value(data))])
+        data += struct.pack("<I", google_crc32c.value(data))
+        if durable:
+            make_dir(self._file(number).parent)
+            atomic_write_bytes(self._file(number), data)
+        else:
+            self._file(number).parent.mkdir(parents=True, exist_ok=True)
+            self._file(number).write_bytes(data)
 
     def read(self) -> NDArray[Any]:
         """All rows.

@@ -16,7 +16,7 @@ from cld_stream.storage.schema import NewFrame, Outcome
 from cld_stream.storage.snapshots import Snapshot
 from cld_stream.storage.store import Store
 
-ENCODER = EncoderSettings(crop=32, feature_dim=16)
+ENCODER = EncoderSettings(width=0.1, crop=32, feature_dim=16)
 SIZE = 48
 NOON = 1_700_000_000.0
 
