@@ -200,7 +200,7 @@ class SnapshotView:
 
     def query(
         self,
-        what: "int | str | Path | Image | NDArray[Any]",
+        what: "int | np.integer[Any] | str | Path | Image | NDArray[Any]",
         k: int = 12,
         *,
         space: str = "instance",
