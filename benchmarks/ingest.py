@@ -1,9 +1,11 @@
 """CPU-seconds per minute of footage: our reader against plain decord, plain PyAV and the ffmpeg program.
 
 All four write S x S JPEGs of the same quality at the same rate, and hash them; user + system time, children
-included; less what a process costs that only starts (imports, the pool's worker). The plain readers decode forward in one
-thread and take the first frame at or after k / fps; decord is asked for those frames. Short files are read several times
-in a process. Runs alternate; each figure is the median. Usage: python benchmarks/ingest.py [FILE ...] [--zoo FOLDER] [--fps 2] [--repeat 3] [--json]
+included; less what a process costs that only starts (imports, the pool's worker). The plain readers decode
+forward in one thread and take the first frame at or after k / fps; decord is asked for those frames. Short
+files are read several times in a process. Runs alternate; each figure is the median.
+
+    python -m benchmarks.ingest [FILE ...] [--zoo FOLDER] [--fps 2] [--repeat 3] [--json]
 """
 
 import argparse
@@ -27,7 +29,7 @@ import simplejpeg
 
 from cld_stream.config import IngestSettings
 from cld_stream.media.job import Chunk, Done, Job
-from cld_stream.media.plan import make_plan
+from cld_stream.media.plan import make_plan, open_container
 from cld_stream.media.pool import DecodePool
 
 ZOO = (
@@ -161,7 +163,8 @@ def make_clip(path: Path, seconds: int, gop: int) -> None:
 
 def measure(path: Path, fps: float, args: argparse.Namespace, readers: list[str]) -> dict[str, Any]:
     """CPU-seconds per minute of footage for each reader; None where it cannot read the file."""
-    plan = make_plan(path, fps, lambda: None)
+    with open_container(path) as container:
+        plan = make_plan(container, fps, lambda: None)
     minutes = (plan.times[-1] - plan.times[0]) * plan.tick_s / 60 if plan.times else 0.0
     times = max(1, min(20, round(args.read_minutes / minutes))) if minutes else 1
     spent: dict[str, list[float]] = {r: [] for r in readers}

@@ -39,6 +39,7 @@ class Plan:
         wanted: time of the frame that the rule chooses for each cell [ticks], sorted.
         keys: times of the key frames [ticks], sorted.
         start: time of the first displayed frame [ticks]; None where the container gives no times.
+        first: time of the first packet [ticks].
         tick_s: seconds a tick.
         aspect: width / height as shown, before rotation.
         seekable: an earlier run can be continued from a key frame.
@@ -55,6 +56,7 @@ class Plan:
     wanted: list[int]
     keys: list[int]
     start: int | None
+    first: int | None
     tick_s: float
     rate: float
     packets: int
@@ -119,11 +121,11 @@ def in_words(error: BaseException, path: Path) -> str:
     return f"FFmpeg cannot read it: {error.__class__.__name__}"
 
 
-def make_plan(path: Path, fps: float, beat: Callable[[], None]) -> Plan:
+def make_plan(container: Any, fps: float, beat: Callable[[], None]) -> Plan:
     """Walk the packets of a file.
 
     Args:
-        path: a video.
+        container: an opened video, at its start.
         fps: frames to keep per second.
         beat: called at every packet, as a sign of life.
 
@@ -131,32 +133,32 @@ def make_plan(path: Path, fps: float, beat: Callable[[], None]) -> Plan:
         NoVideoError: there is no video stream.
         MediaError: nothing in it can be read.
     """
-    with open_container(path) as container:
-        stream = video_stream(container)
-        walk = _walk(container, stream, beat)
-        context, tick_s = stream.codec_context, float(stream.time_base or Fraction(1, 1000))
-        start = min((t for t, _, _ in walk.shown), default=None) if walk.timed else None
-        pixel = stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1)
-        keys = sorted(t for t, key, _ in walk.shown if key) if walk.timed else []
-        mode, candidates, skip = _choose(walk, start, tick_s, fps)
-        return Plan(
-            codec=context.name,
-            width=context.width,
-            height=context.height,
-            aspect=context.width * float(pixel or 1) / max(1, context.height),
-            mode=mode,
-            times=sorted(walk.times) if walk.timed else [],
-            wanted=_nearest(candidates, start or 0, tick_s, fps),
-            keys=keys,
-            start=start,
-            tick_s=tick_s,
-            rate=float(stream.average_rate or stream.guessed_rate or 25),
-            packets=walk.packets,
-            seekable=walk.timed and not walk.damage and _seekable(container),
-            skip_unreferenced=skip,
-            damage=walk.damage or _cut_off(container, stream, walk),
-            created_utc=_created(container),
-        )
+    stream = video_stream(container)
+    walk = _walk(container, stream, beat)
+    context, tick_s = stream.codec_context, float(stream.time_base or Fraction(1, 1000))
+    start = min((t for t, _, _ in walk.shown), default=None) if walk.timed else None
+    pixel = stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1)
+    keys = sorted(t for t, key, _ in walk.shown if key) if walk.timed else []
+    mode, candidates, skip = _choose(walk, start, tick_s, fps)
+    return Plan(
+        codec=context.name,
+        width=context.width,
+        height=context.height,
+        aspect=context.width * float(pixel or 1) / max(1, context.height),
+        mode=mode,
+        times=sorted(walk.times) if walk.timed else [],
+        wanted=_nearest(candidates, start or 0, tick_s, fps),
+        keys=keys,
+        start=start,
+        first=walk.times[0] if walk.timed and walk.times else None,
+        tick_s=tick_s,
+        rate=float(stream.average_rate or stream.guessed_rate or 25),
+        packets=walk.packets,
+        seekable=walk.timed and not walk.damage and _seekable(container),
+        skip_unreferenced=skip,
+        damage=walk.damage or _cut_off(container, stream, walk),
+        created_utc=_created(container),
+    )
 
 
 def video_stream(container: Any) -> Any:
@@ -180,7 +182,8 @@ def _walk(container: Any, stream: Any, beat: Callable[[], None]) -> _Walk:
     walk = _Walk([], [], 0, True, 0.0, "")
     referenced = _reference_test(stream.codec_context)
     try:
-        for packet in container.demux():
+        # MP4 counts its frames, so that a cut is seen without reading the sound
+        for packet in container.demux(*([stream] if _counts_frames(container) else [])):
             beat()
             if packet.size == 0:
                 continue
@@ -237,11 +240,17 @@ def _seekable(container: Any) -> bool:
     return bool(_SEEKABLE & set(container.format.name.split(",")))
 
 
+def _counts_frames(container: Any) -> bool:
+    """Whether `stream.frames` is the number of packets (AVI counts the gaps between frames, too)."""
+    return "mov" in container.format.name
+
+
 def _cut_off(container: Any, stream: Any, walk: _Walk) -> str:
     """Whether the header promises more than there is."""
-    counted = "mov" in container.format.name  # AVI counts the gaps between frames, too
-    if counted and stream.frames > walk.packets > 0:
+    if _counts_frames(container) and stream.frames > walk.packets > 0:
         return f"the file is cut off: {walk.packets} of {stream.frames} frames are there"
+    if _counts_frames(container):
+        return ""
     promised = (container.duration or 0) / av.time_base + max(0, container.start_time or 0) / av.time_base
     if walk.timed and walk.packets and promised - walk.end_s > max(1.0, 0.05 * promised):
         return f"the file is cut off: it ends at {walk.end_s:.1f} s of {promised:.1f} s"

@@ -18,6 +18,7 @@ from cld_stream.media.job import Chunk, Done, Event, Job
 
 __all__ = ["DecodePool", "Worker"]
 
+_START_S = 60.0  # a new worker may take this long to load, on a busy machine
 _WINDOW_JOBS = 64  # jobs ahead of the one whose events are handed out
 _WINDOW_BYTES = 64 * 2**20  # events of such jobs kept in memory
 
@@ -47,6 +48,7 @@ class Worker:
         self.files = 0
         self.spent = False
         self.heard = time.monotonic()
+        self.awake = False  # it has said its first word
 
     @property
     def pid(self) -> int:
@@ -58,6 +60,10 @@ class Worker:
         self.job, self.files, self.heard = job, self.files + 1, time.monotonic()
         with contextlib.suppress(OSError):
             self.pipe.send(job)
+
+    def deadline(self, heartbeat_s: float) -> float:
+        """When its silence has lasted too long, on the monotonic clock."""
+        return self.heard + (heartbeat_s if self.awake else max(heartbeat_s, _START_S))
 
     def kill(self) -> int:
         """End it and whatever it started, at once; its exit status."""
@@ -190,7 +196,8 @@ class DecodePool:
 
     def _fresh(self, worker: Worker) -> Worker:
         """The worker itself, or a new one in its place when it has read or grown enough."""
-        old = worker.spent or worker.files >= self._settings.worker_files
+        ended = worker.process.poll() is not None
+        old = ended or worker.spent or worker.files >= self._settings.worker_files
         return self._replace(worker) if old else worker
 
     def _replace(self, worker: Worker) -> Worker:
@@ -205,7 +212,7 @@ class DecodePool:
         head = queue[0].job.key
         busy = [w for w in self._workers if w.job and not (full and w.job.key != head)]
         limit = self._settings.heartbeat_s
-        next_deadline = min(w.heard for w in busy) + limit
+        next_deadline = min(w.deadline(limit) for w in busy)
         ready = wait([w.pipe for w in busy], max(0.0, next_deadline - time.monotonic()))
         by_key = {p.job.key: p for p in queue}
         for worker in busy:
@@ -213,7 +220,7 @@ class DecodePool:
             assert job is not None
             if worker.pipe in ready:
                 self._receive(worker, by_key[job.key])
-            elif time.monotonic() - worker.heard > limit:
+            elif time.monotonic() > worker.deadline(limit):
                 by_key[job.key].add(Done("BROKEN", f"the decoder hung: no progress for {limit:g} s"))
                 self._replace(worker)
 
@@ -224,7 +231,7 @@ class DecodePool:
             pending.add(Done("BROKEN", worker.obituary()))
             self._replace(worker)
             return
-        worker.heard = time.monotonic()
+        worker.heard, worker.awake = time.monotonic(), True
         if event is not None:
             pending.add(event)
             if isinstance(event, Done):

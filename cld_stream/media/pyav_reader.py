@@ -1,7 +1,9 @@
 """Frames of a video through PyAV: read forward, choose by presentation time, salvage what a broken file still holds."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import av
@@ -72,20 +74,22 @@ class Shape:
         return inner, target, 1 / self.aspect if turns % 2 else self.aspect
 
     def _rgb(self, frame: Any, width: int, height: int) -> NDArray[np.uint8]:
-        method = Interpolation.AREA if frame.width > 2 * width else Interpolation.BILINEAR
+        method = Interpolation.AREA if frame.width > width else Interpolation.BILINEAR
         scaled = self._scaler.reformat(frame, width, height, "rgb24", interpolation=method, threads=1)
         return np.asarray(scaled.to_ndarray(), np.uint8)
 
 
-def read_pyav(job: Job, plan: Plan, first_cell: int, damage: Damage, beat: Callable[[], None]) -> Iterator[Picture]:
+def read_pyav(
+    container: Any, job: Job, plan: Plan, first_cell: int, damage: Damage, beat: Callable[[], None]
+) -> Iterator[Picture]:
     """The chosen frames of the cells from `first_cell` on, in order.
 
+    `container` is the one that the plan was made from: rewound where that is exact, else the file is opened again.
     Damaged packets are skipped and noted in `damage`; an unreadable rest ends the iteration.
     """
     shape = Shape(plan.aspect, job.fit, job.size)
     best: tuple[float, int, float, Any] | None = None
-    clean = damage.count == 0
-    for frame, time_s in _timed(_decoded(job, plan, first_cell, clean, damage, beat), plan):
+    for frame, time_s in _timed(_decoded(container, job, plan, first_cell, damage, beat), plan):
         cell = cell_of(time_s, job.fps)
         if cell < first_cell:
             continue
@@ -112,20 +116,18 @@ def _timed(frames: Iterator[Any], plan: Plan) -> Iterator[tuple[Any, float]]:
 
 
 def _decoded(
-    job: Job, plan: Plan, first_cell: int, clean: bool, damage: Damage, beat: Callable[[], None]
+    container: Any, job: Job, plan: Plan, first_cell: int, damage: Damage, beat: Callable[[], None]
 ) -> Iterator[Any]:
-    with open_container(job.path) as container:
-        stream = video_stream(container)
-        context = stream.codec_context
-        context.thread_count = 1
-        if plan.skip_unreferenced:
-            context.skip_frame = "NONREF"
-        if first_cell > 0 and clean:
-            _seek(container, stream, plan, job.fps, first_cell)
-        for packet in _packets(container, stream, plan, damage):
+    target = _entry(plan, job.fps, first_cell) if damage.count == 0 else plan.first
+    with contextlib.ExitStack() as opened:
+        packets = _packets_from(container, target, plan, damage)
+        if packets is None:
+            again = opened.enter_context(open_container(job.path))
+            packets = _packets(again, video_stream(again), damage)
+        for packet in _needed(packets, plan):
             beat()
             try:
-                frames = context.decode(packet)
+                frames = packet.decode()
             except av.FFmpegError as error:
                 damage.add(f"a part of the file cannot be decoded ({error.__class__.__name__})")
                 continue
@@ -136,24 +138,45 @@ def _decoded(
                     yield frame
 
 
-def _packets(container: Any, stream: Any, plan: Plan, damage: Damage) -> Iterator[Any]:
-    """The packets to decode; the last one is empty and flushes the decoder."""
-    forward = plan.mode != "keys"
-    begin = plan.forward_from
+def _needed(packets: Iterator[Any], plan: Plan) -> Iterator[Any]:
+    """The packets that the plan decodes; the last one is empty and flushes the decoder."""
+    forward, begin = plan.mode != "keys", plan.forward_from
+    for number, packet in enumerate(packets):
+        if number == 0:
+            packet.stream.codec_context.thread_count = 1
+            if plan.skip_unreferenced:
+                packet.stream.codec_context.skip_frame = "NONREF"
+        forward = forward or packet.size == 0 or (begin is not None and packet.pts == begin)
+        if forward or packet.is_keyframe:
+            yield packet
+
+
+def _packets(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
+    """Every packet, as far as the file can be read."""
     try:
-        for packet in container.demux(stream):
-            forward = forward or packet.size == 0 or (begin is not None and packet.pts == begin)
-            if forward or packet.is_keyframe:
-                yield packet
+        yield from container.demux(stream)
     except (av.FFmpegError, OSError) as error:
         damage.add(f"the rest of the file cannot be read ({error.__class__.__name__})")
-        yield None
 
 
-def _seek(container: Any, stream: Any, plan: Plan, fps: float, first_cell: int) -> None:
-    """Go to the last key frame before the first cell, where that is exact; else stay at the start."""
-    if not plan.seekable or plan.start is None:
-        return
-    begin = [t for t in plan.keys if cell_of((t - plan.start) * plan.tick_s, fps) < first_cell]
-    if len(begin) > 1:
-        container.seek(begin[-1], stream=stream, backward=True)
+def _packets_from(container: Any, target: int | None, plan: Plan, damage: Damage) -> Iterator[Any] | None:
+    """The packets from the one at `target` on, by a seek; None where that cannot be had exactly."""
+    if not plan.seekable or target is None:
+        return None
+    stream = video_stream(container)
+    try:
+        container.seek(target, stream=stream, backward=True)
+    except av.FFmpegError:
+        return None
+    packets = _packets(container, stream, damage)
+    first = next(packets, None)
+    if first is None or first.pts != target:
+        return None
+    return chain([first], packets)
+
+
+def _entry(plan: Plan, fps: float, first_cell: int) -> int | None:
+    """Where decoding can begin for the frames of `first_cell` on: a key frame before that cell, or the first packet."""
+    start = plan.start or 0
+    before = [t for t in plan.keys if cell_of((t - start) * plan.tick_s, fps) < first_cell]
+    return before[-1] if before else plan.first

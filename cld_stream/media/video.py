@@ -56,23 +56,30 @@ def read_video(job: Job, beat: Callable[[], None] = _no_beat, chunk_frames: int 
         beat: called at least at every packet, as a sign of life.
         chunk_frames: most frames in a chunk.
     """
-    position = _Position.at(job.cursor)
     try:
-        plan = make_plan(job.path, job.fps, beat)
-        refusal = _refusal(plan, job)
+        with open_container(job.path) as container:
+            yield from _read(container, job, beat, chunk_frames)
     except NoVideoError as error:
         yield Done("SKIPPED", str(error))
-        return
     except MediaError as error:
         yield Done("BROKEN", str(error))
-        return
+
+
+def _read(container: Any, job: Job, beat: Callable[[], None], chunk_frames: int) -> Iterator[Event]:
+    position = _Position.at(job.cursor)
+    plan = make_plan(container, job.fps, beat)
+    refusal = _refusal(plan, job)
     if refusal is not None:
         yield refusal
         return
     reader = _reader(job)
     yield Started(reader, _note(plan))
+    if reader == "decord":
+        pictures = read_decord(job, plan, position.cell, _turns(job), beat)
+    else:
+        pictures = read_pyav(container, job, plan, position.cell, position.damage, beat)
     try:
-        yield from _chunks(job, plan, _pictures(job, plan, reader, position, beat), position, chunk_frames)
+        yield from _chunks(job, plan, pictures, position, chunk_frames)
     except (MediaError, av.FFmpegError, OSError, MemoryError) as error:
         reason = str(error) if isinstance(error, MediaError) else in_words(error, job.path)
         position.damage.add(reason)
@@ -91,19 +98,13 @@ def _refusal(plan: Plan, job: Job) -> Done | None:
 
 
 def _reader(job: Job) -> Literal["decord", "pyav"]:
-    """`auto` reads through PyAV: measured, decord was nowhere faster (docs/decisions/010-video-reader.md)."""
+    """`auto` reads through PyAV: measured, decord was nowhere faster (docs/decisions/012-video-reader.md)."""
     return "decord" if job.reader == "decord" else "pyav"
 
 
 def _note(plan: Plan) -> str:
     what = {"keys": "key frames", "references": "referenced frames", "all": "all frames"}[plan.mode]
     return f"{plan.codec} {plan.width}x{plan.height}, {what}"
-
-
-def _pictures(job: Job, plan: Plan, reader: str, position: _Position, beat: Callable[[], None]) -> Iterator[Picture]:
-    if reader == "decord":
-        return read_decord(job, plan, position.cell, _turns(job), beat)
-    return read_pyav(job, plan, position.cell, position.damage, beat)
 
 
 def _turns(job: Job) -> int:

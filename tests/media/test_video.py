@@ -16,7 +16,7 @@ from PIL import Image
 
 from cld_stream.media.frames import MediaFrame
 from cld_stream.media.job import Chunk, Done, Event, Job
-from cld_stream.media.plan import make_plan
+from cld_stream.media.plan import Plan, make_plan, open_container
 from cld_stream.media.video import read_video
 
 TICK = Fraction(1, 1000)
@@ -82,6 +82,11 @@ def read(path: Path, **options: object) -> tuple[list[MediaFrame], Done]:
     return frames_of(iter(events)), done
 
 
+def plan_of(path: Path, fps: float) -> Plan:
+    with open_container(path) as container:
+        return make_plan(container, fps, lambda: None)
+
+
 def frames_of(events: Iterator[Event]) -> list[MediaFrame]:
     return [f for e in events if isinstance(e, Chunk) for f in e.frames]
 
@@ -125,7 +130,7 @@ STEADY: dict[str, Callable[[Path], Path]] = {
 @pytest.mark.parametrize("fps", [2.0, 5.0])
 def test_frames_are_taken_at_their_presentation_time(name: str, fps: float, tmp_path: Path) -> None:
     path = STEADY[name](tmp_path)
-    times = steady(len(make_plan(path, fps, lambda: None).times) or 120)
+    times = steady(len(plan_of(path, fps).times) or 120)
     check_times(path, times, fps)
 
 
@@ -167,7 +172,7 @@ def test_resuming_a_damaged_file_gives_the_same_frames_and_verdict(tmp_path: Pat
 
 def test_key_frames_alone_are_decoded_when_they_are_dense_enough(tmp_path: Path) -> None:
     path = counter(tmp_path / "a.mp4", steady(200), gop=25)
-    sparse, dense = (make_plan(path, fps, lambda: None) for fps in (1.0, 5.0))
+    sparse, dense = (plan_of(path, fps) for fps in (1.0, 5.0))
     assert (sparse.mode, dense.mode != "keys") == ("keys", True)
     assert set(sparse.wanted) <= set(sparse.keys) | {t for t in sparse.times if t > sparse.keys[-1]}
     check_times(path, steady(200), 1.0)
@@ -185,7 +190,7 @@ def test_what_the_plan_wants_is_what_the_reader_gives(tmp_path: Path) -> None:
         folder.mkdir()
         path = STEADY[name](folder)
         for fps in (0.7, 2.0, 6.0):
-            plan = make_plan(path, fps, lambda: None)
+            plan = plan_of(path, fps)
             assert plan.start is not None
             wanted = [(t - plan.start) * plan.tick_s for t in plan.wanted]
             assert [f.time_s for f in read(path, fps=fps)[0]] == pytest.approx(wanted)
