@@ -97,11 +97,13 @@ class Catalog(Published):
             sealed=now["sealed"],
         )
 
-    def live_ids(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
-        """Ids of live frames in [start, stop), ascending."""
+    def live_ids(self, start: int = 0, stop: int | None = None, source: int | None = None) -> NDArray[np.int64]:
+        """Ids of live frames in [start, stop), ascending; of one source only when it is given."""
         query = select(schema.frames.c.id).where(schema.frames.c.id >= start)
         if stop is not None:
             query = query.where(schema.frames.c.id < stop)
+        if source is not None:
+            query = query.where(schema.frames.c.source == source)
         with self.reading() as tx:
             rows = tx.execute(query.order_by(schema.frames.c.id)).scalars()
             return np.fromiter(rows, np.int64)

@@ -38,6 +38,7 @@ __all__ = [
 _EMPTY = (1 << 64) - 1
 _HEAD = struct.Struct("<II")
 _CRC = struct.Struct("<I")
+_RESIDUE = 0x48674BC7  # CRC-32C of anything followed by its own CRC-32C
 _OPEN_FILES = 256
 
 ShardIndex = NDArray[np.uint64]  # n x 2: offset, length
@@ -161,7 +162,7 @@ def read_index(files: ShardStorage, shard: int, shard_frames: int) -> ShardIndex
     """
     size = 16 * shard_frames + 4
     data = files.get_range(shard_key(shard), -size, size)
-    if google_crc32c.value(data[:-4]) != _CRC.unpack(data[-4:])[0]:
+    if google_crc32c.value(data) != _RESIDUE:
         raise CorruptError(f"shard frames/{shard_key(shard)}: the index fails its checksum. {_REMEDY}")
     return np.frombuffer(data, "<u8", 2 * shard_frames).reshape(-1, 2).astype(np.uint64)
 
@@ -176,7 +177,7 @@ def read_element(files: ShardStorage, shard: int, index: ShardIndex, at: int) ->
     if offset == _EMPTY:
         return b""
     chunk = files.get_range(shard_key(shard), offset, length)
-    if google_crc32c.value(chunk[:-4]) != int.from_bytes(chunk[-4:], "little"):
+    if google_crc32c.value(chunk) != _RESIDUE:
         raise CorruptError(
             f"shard frames/{shard_key(shard)}: element {at} (frame {shard * len(index) + at}) "
             f"fails its checksum. {_REMEDY}"

@@ -76,6 +76,7 @@ def test_rows_come_in_the_order_asked_and_without_those_that_are_gone(store: Sto
     assert rows.aspect.dtype == np.float32
     assert store.catalog.rows(start=3, stop=9).ids.tolist() == [3, 8]
     assert store.catalog.live_ids(3).tolist() == [3, 8, 9, 10, 11]
+    assert store.catalog.live_ids(source=3).tolist() == [8, 9, 10, 11]
     assert len(store.catalog.rows([])) == 0
 
 
