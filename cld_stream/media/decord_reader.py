@@ -13,7 +13,7 @@ from cld_stream.media.pyav_reader import Picture, Shape
 
 __all__ = ["read_decord"]
 
-_BATCH = 8  # frames a call: a long call shows no sign of life
+_BATCH = 4  # frames a call: a long call shows no sign of life
 
 
 def read_decord(job: Job, plan: Plan, first_cell: int, turns: int, beat: Callable[[], None]) -> Iterator[Picture]:

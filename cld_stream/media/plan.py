@@ -7,6 +7,7 @@ from the first displayed frame; of every cell one frame is kept, the nearest to 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import av
 import av.logging
 
 from cld_stream.errors import MediaError
+from cld_stream.media.references import reference_test
 
 __all__ = ["NoVideoError", "Plan", "cell_of", "in_words", "make_plan", "open_container", "ticks_of"]
 
@@ -180,7 +182,7 @@ _COVER = av.stream.Disposition.attached_pic
 
 def _walk(container: Any, stream: Any, beat: Callable[[], None]) -> _Walk:
     walk = _Walk([], [], 0, True, 0.0, "")
-    referenced = _reference_test(stream.codec_context)
+    referenced = reference_test(stream.codec_context)
     try:
         # MP4 counts its frames, so that a cut is seen without reading the sound
         for packet in container.demux(*([stream] if _counts_frames(container) else [])):
@@ -258,8 +260,6 @@ def _cut_off(container: Any, stream: Any, walk: _Walk) -> str:
 
 
 def _created(container: Any) -> float | None:
-    from datetime import UTC, datetime
-
     try:
         created = datetime.fromisoformat(container.metadata["creation_time"])
     except (KeyError, ValueError):
@@ -267,42 +267,3 @@ def _created(container: Any) -> float | None:
     if created.tzinfo is None:
         created = created.replace(tzinfo=UTC)
     return created.timestamp() if created.year > 1971 else None
-
-
-def _reference_test(context: Any) -> Callable[[Any], bool]:
-    """Says of a packet whether other frames may refer to it; where that is not known: yes."""
-    extra = context.extradata or b""
-    prefixed = extra[:1] == b"\x01"
-    if context.name == "h264":
-        width = (extra[4] & 3) + 1 if prefixed and len(extra) > 4 else 0
-        return lambda packet: _h264_referenced(memoryview(packet), width)
-    if context.name == "hevc":
-        width = (extra[21] & 3) + 1 if prefixed and len(extra) > 21 else 0
-        return lambda packet: _hevc_referenced(memoryview(packet), width)
-    return lambda _: True
-
-
-def _h264_referenced(data: memoryview, width: int) -> bool:
-    """nal_ref_idc of the first slice (ITU-T H.264, 7.4.1)."""
-    return next((bool(b & 0x60) for b in _units(data, width) if 1 <= b & 0x1F <= 5), True)
-
-
-def _hevc_referenced(data: memoryview, width: int) -> bool:
-    """Even slice types up to 14 are sub-layer non-reference pictures (ITU-T H.265, table 7-1)."""
-    types = (b >> 1 & 0x3F for b in _units(data, width))
-    return next((t > 14 or t % 2 == 1 for t in types if t < 32), True)
-
-
-def _units(data: memoryview, width: int) -> Iterable[int]:
-    """First byte of each NAL unit: length-prefixed (MP4, Matroska), or after start codes (width 0)."""
-    at = 0
-    if width == 0:
-        head = bytes(data[:4096])
-        while (at := head.find(b"\0\0\1", at)) >= 0 and at + 3 < len(head):
-            yield head[at + 3]
-            at += 3
-        return
-    while at + width < len(data):
-        length = int.from_bytes(data[at : at + width], "big")
-        yield data[at + width]
-        at += width + length

@@ -90,6 +90,12 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **one, "PYTHONPATH": path}
 
 
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class _Pending:
     """A job whose events are not all handed out yet."""
 
@@ -115,7 +121,7 @@ def _weight(event: Event) -> int:
 
 
 class DecodePool:
-    """Persistent workers; a context manager.
+    """Persistent workers, started as jobs come; a context manager.
 
     A worker that shows no progress for `settings.heartbeat_s`, or that dies, costs the file it was reading: `Done`
     BROKEN with the reason, and a new worker. One is also replaced after `settings.worker_files` files.
@@ -127,7 +133,7 @@ class DecodePool:
 
     def __init__(self, workers: int, settings: IngestSettings) -> None:
         self._settings = settings
-        self._count = workers or len(os.sched_getaffinity(0))
+        self._count = workers or _cores()
         self._workers: list[Worker] = []
 
     def __enter__(self) -> "DecodePool":
@@ -158,7 +164,6 @@ class DecodePool:
         abandoned half-way kills the workers that were reading.
         """
         source, queue = iter(jobs), deque[_Pending]()
-        self._start()
         try:
             exhausted = False
             while True:
@@ -178,21 +183,22 @@ class DecodePool:
                 self._workers.remove(worker)
                 worker.kill()
 
-    def _start(self) -> None:
-        while len(self._workers) < self._count:
-            self._workers.append(Worker(self._settings.worker_memory_mb))
-
     def _fill(self, source: Iterator[Job], queue: deque[_Pending]) -> bool:
         """Give every idle worker a job while the window allows; False when there are no more jobs."""
-        for worker in [w for w in self._workers if w.job is None]:
-            if len(queue) >= _WINDOW_JOBS:
+        while len(queue) < _WINDOW_JOBS:
+            idle = next((w for w in self._workers if w.job is None), None)
+            if idle is None and len(self._workers) >= self._count:
                 return True
             job = next(source, None)
             if job is None:
                 return False
             queue.append(_Pending(job))
-            self._fresh(worker).take(job)
+            (self._hire() if idle is None else self._fresh(idle)).take(job)
         return True
+
+    def _hire(self) -> Worker:
+        self._workers.append(Worker(self._settings.worker_memory_mb))
+        return self._workers[-1]
 
     def _fresh(self, worker: Worker) -> Worker:
         """The worker itself, or a new one in its place when it has read or grown enough."""

@@ -162,7 +162,7 @@ def test_workers_die_with_a_killed_parent() -> None:
         "from cld_stream.config import IngestSettings\n"
         "from cld_stream.media.pool import DecodePool\n"
         "pool = DecodePool(2, IngestSettings())\n"
-        "pool._start()\n"
+        "pool._hire(), pool._hire()\n"
         "time.sleep(1)\n"
         "print(*pool.pids, flush=True)\n"
         "time.sleep(60)\n"
