@@ -169,7 +169,9 @@ class OptimSettings(_Section):
         ge=0,
         le=1,
     )
-    amp: bool = setting(True, "bf16 autocast on a GPU")
+    amp: Literal["gpu", "always", "never"] = setting(
+        "gpu", "bf16 autocast; `always` pays on CPUs with bf16 instructions"
+    )
     seed: int = setting(0, "of every random choice", ge=0)
 
 

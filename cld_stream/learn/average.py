@@ -5,12 +5,15 @@ Not MoCo's or BYOL's momentum encoder: nothing is trained against it.
 
 import copy
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["WeightAverage", "estimate_batch_norm"]
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class WeightAverage:
@@ -39,7 +42,7 @@ class WeightAverage:
         self.updates += 1
 
     @torch.no_grad()
-    def module(self, module: nn.Module) -> nn.Module:
+    def module(self, module: ModuleT) -> ModuleT:
         """A copy of the module with the averaged parameters; buffers are copied as they are."""
         twin = copy.deepcopy(module)
         for name, parameter in twin.named_parameters():

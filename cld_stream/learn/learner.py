@@ -157,7 +157,6 @@ class Learner:
         taken = admission.slots[admission.slots != EMPTY]
         self.bank.kill(torch.from_numpy(taken).to(self.device))  # the rows of those who were evicted
         self.buffer.apply(admission, self.clock)
-        self.clock += 1
         return admission
 
     def forget(self, ids: Iterable[int]) -> Ids:
@@ -174,8 +173,8 @@ class Learner:
         """The encoder with averaged weights, in eval mode.
 
         Args:
-            batches: (pixels, aspect) as `step` takes them; batch-norm statistics are estimated anew on their central views.
-                Without any the present encoder's statistics stay.
+            batches: (pixels, aspect) as `step` takes them; batch-norm statistics are estimated anew on
+                their central views. Without any the present encoder's statistics stay.
         """
         encoder = self.average.module(self.encoder)
         crop = self.settings.encoder.crop
@@ -225,7 +224,7 @@ class Learner:
     def _features(self, *views: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Instance and group features of each view, in float32, from one pass."""
         self.encoder.train()
-        amp = self.settings.optim.amp and self.device.type == "cuda"
+        amp = self.settings.optim.amp in ("always", self.device.type.replace("cuda", "gpu"))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
             out = self.encoder(self._layout(torch.cat(views)))
         return out.instance_Nd.float().chunk(len(views)), out.group_Nd.float().chunk(len(views))
@@ -244,7 +243,7 @@ class Learner:
         return ok
 
     def _newborn(self, plan: StepPlan, slots: Tensor) -> Tensor:
-        """Frames with a slot whose bank row is not theirs yet: fresh ones, and those that were only remembered so far."""
+        """Frames with a slot whose bank row is not theirs yet: fresh ones, and those only remembered so far."""
         fresh = torch.arange(len(slots), device=self.device) < plan.fresh
         return (slots >= 0) & (fresh | ~self.bank.live_M[slots.clamp(min=0)])
 

@@ -1,64 +1,127 @@
-"""A learner to and from a checkpoint, and the pictures that its averaged weights are tuned on."""
+"""A learner from settings or from a checkpoint, and a checkpoint from a learner."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from cld_stream.config import Settings, as_dict
-from cld_stream.errors import CorruptError
+from cld_stream.errors import CorruptError, UsageError
 from cld_stream.learn.learner import Learner
-from cld_stream.storage.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from cld_stream.pipelines.pixels import GoneError, PixelCache
+from cld_stream.storage.checkpoints import Checkpoint, load_checkpoint
 from cld_stream.storage.store import Store
 
-__all__ = ["buffer_batches", "restore_learner", "save_learner"]
+__all__ = ["buffer_batches", "check_settings", "fresh_learner", "learner_of", "restore_learner", "saved_settings"]
+
+_FIXED = (
+    "encoder.backbone", "encoder.width", "encoder.norm", "encoder.crop", "encoder.head", "encoder.feature_dim",
+    "buffer.capacity",
+)  # fmt: skip
 
 
-def save_learner(store_path: Path, learner: Learner, meta: Mapping[str, Any], *, keep: int, pin: bool = False) -> Path:
-    """Write a checkpoint of a learner; `meta` is what else its owner needs (the feed's cursor, ...)."""
-    arrays, numbers = learner.state_dict()
-    header = {**meta, "settings": as_dict(learner.settings), "learner": numbers}
-    return save_checkpoint(store_path, learner.clock, arrays, header, keep=keep, pin=pin)
+def fresh_learner(settings: Settings, device: str) -> Learner:
+    """A learner at its start. `encoder.init` may name a .safetensors file.
+
+    Raises:
+        UsageError: the file cannot be read, or does not fit the encoder.
+    """
+    init, weights = settings.encoder.init, None
+    if init.endswith(".safetensors"):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            weights = load_file(init)
+        except (OSError, SafetensorError) as e:
+            raise UsageError(f"{init}: cannot read these weights: {e}. Check --init.") from None
+    return Learner(settings, device, weights)
 
 
-def restore_learner(
-    store_path: Path, device: str = "cpu", *, step: int | None = None, settings: Settings | None = None
-) -> tuple[Learner, Checkpoint]:
-    """The learner of the newest checkpoint that is whole (or of one step).
+def learner_of(checkpoint: Checkpoint, settings: Settings, device: str) -> Learner:
+    """The learner that a checkpoint holds, under settings that fit it.
 
-    Args:
-        settings: in place of those it was saved with; the encoder's must be the same.
+    Raises:
+        CorruptError: it does not hold what it should.
+    """
+    prefix = "encoder."
+    weights = {
+        name.removeprefix(prefix): torch.from_numpy(np.array(value))
+        for name, value in checkpoint.tensors.items()
+        if name.startswith(prefix)
+    }
+    try:
+        learner = Learner(settings, device, weights)
+        learner.load_state_dict(checkpoint.tensors, checkpoint.meta["learner"])
+    except (KeyError, ValueError, RuntimeError) as e:
+        raise CorruptError(f"the checkpoint of step {checkpoint.step} does not hold a learner: {e}.") from None
+    return learner
+
+
+def restore_learner(store_path: Path, device: str = "cpu") -> tuple[Learner, Checkpoint]:
+    """The learner of the newest checkpoint, with the settings it was trained with.
 
     Raises:
         StoreNotFoundError: there is no checkpoint.
-        CorruptError: none is whole, or it is not a learner's.
+        CorruptError: none is whole.
     """
-    checkpoint = load_checkpoint(store_path, step)
+    checkpoint = load_checkpoint(store_path)
+    return learner_of(checkpoint, saved_settings(checkpoint), device), checkpoint
+
+
+def saved_settings(checkpoint: Checkpoint) -> Settings:
+    """The settings that a checkpoint was trained with."""
+    from pydantic import TypeAdapter, ValidationError
+
     try:
-        saved = TypeAdapter(Settings).validate_python(checkpoint.meta["settings"])
-        learner = Learner(settings or saved, device)
-        learner.load_state_dict(checkpoint.tensors, checkpoint.meta["learner"])
-    except (KeyError, ValueError, RuntimeError, ValidationError) as e:
-        reason = str(e).partition("\n")[0]
-        raise CorruptError(
-            f"{store_path}: the checkpoint of step {checkpoint.step} does not fit this release or these settings "
-            f"({reason}). Train with the settings it was made with."
-        ) from None
-    return learner, checkpoint
+        return TypeAdapter(Settings).validate_python(checkpoint.meta["settings"])
+    except (KeyError, ValidationError) as e:
+        raise CorruptError(f"the checkpoint of step {checkpoint.step} has no readable settings: {e}.") from None
 
 
-def buffer_batches(store: Store, learner: Learner) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (pixels, aspect) of buffered frames, read from the store, on the learner's device."""
-    settings = learner.settings
-    slots = learner.draw(settings.publish.bn_batches * settings.optim.batch)
-    ids = learner.buffer.ids[slots]
+def check_settings(saved: Settings, asked: Settings, store_path: Path) -> Settings:
+    """The settings to go on with: those asked for, with `encoder.init` as it was.
+
+    Raises:
+        UsageError: one that the saved state depends on has changed; names it.
+    """
+    old, new = as_dict(saved), as_dict(asked)
+    for name in _FIXED:
+        section, key = name.split(".")
+        before, now = old[section][key], new[section][key]
+        if before != now:
+            raise UsageError(
+                f"{store_path}: it was trained with {name} = {before}, now {now} is asked for: the state does not fit. "
+                f"Go on with --set {name}={before} (all of its settings: --config {store_path}/logs/settings.toml), "
+                "or train on another store."
+            )
+    return replace(asked, encoder=replace(asked.encoder, init=saved.encoder.init))
+
+
+def buffer_batches(store: Store, learner: Learner, cache: PixelCache | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches (pixels, aspect) of buffered frames, for batch-norm statistics; the same ones for one state.
+
+    Args:
+        cache: where pixels are kept; without one they are read from the store.
+    """
+    publish = learner.settings.publish
+    slots = learner.draw(publish.batch * publish.bn_batches)
     with store.reader() as reader:
-        for start in range(0, len(ids), settings.optim.batch):
-            rows = store.catalog.rows(ids[start : start + settings.optim.batch])
-            pixels, present = reader.read(rows.ids)
-            if present.sum() > 1:
-                shapes = torch.from_numpy(rows.aspect[present])
-                yield torch.from_numpy(pixels[present]).to(learner.device), shapes.to(learner.device)
+        cache = cache or PixelCache(store, reader, learner.buffer.capacity, 0, learner.device)
+        for start in range(0, len(slots), publish.batch):
+            part = slots[start : start + publish.batch]
+            try:
+                batch = cache.get(learner.buffer.ids[part], part)
+            except GoneError:  # forgotten a moment ago: the others will do
+                continue
+            if len(part) > 1:
+                yield batch
+
+
+def meta_of(learner_numbers: Mapping[str, Any], settings: Settings, **more: Any) -> dict[str, Any]:
+    """What a checkpoint holds beside the arrays."""
+    return {"learner": dict(learner_numbers), "settings": as_dict(settings), **more}

@@ -1,0 +1,255 @@
+"""The cadence of the daemon: when it logs, checkpoints, publishes, extends, and shows a sign of life."""
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from cld_stream.config import Settings, as_toml
+from cld_stream.errors import CldError, LockHeldError
+from cld_stream.learn.feed import Feed
+from cld_stream.learn.groups import local_kmeans
+from cld_stream.learn.learner import Learner, StepReport
+from cld_stream.learn.probes import effective_rank, feature_std
+from cld_stream.pipelines.extend import Extender
+from cld_stream.pipelines.metrics import MetricsLog, TrainProgress, log
+from cld_stream.pipelines.pixels import PixelCache
+from cld_stream.pipelines.publish import Publication
+from cld_stream.pipelines.rescue import Rescue
+from cld_stream.pipelines.restore import buffer_batches, meta_of
+from cld_stream.storage.checkpoints import save_checkpoint
+from cld_stream.storage.durable import atomic_write_bytes
+from cld_stream.storage.store import Store
+
+__all__ = ["Keeper"]
+
+_SHOW_S = 0.25
+_HEARTBEAT_S = 5.0
+
+
+class _Every:
+    """True once in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.reset()
+
+    def reset(self) -> None:
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= self.seconds
+
+
+class Keeper:
+    """Everything around the steps. A context manager: what it opened is closed, and the run's end is noted.
+
+    Attributes:
+        feed: where the feed stands; what a checkpoint saves.
+        idle_steps: what is left of the steps without new frames.
+        wait_s: time spent waiting for pixels since the last measurement [s].
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        learner: Learner,
+        cache: PixelCache,
+        rescue: Rescue,
+        feed: Feed,
+        on_progress: Callable[[TrainProgress], None] | None,
+    ) -> None:
+        self.feed, self.idle_steps, self.wait_s = feed, 0, 0.0
+        self._store, self._settings, self._learner, self._cache = store, settings, learner, cache
+        self._rescue, self._on_progress = rescue, on_progress
+        t = settings.train
+        self._checkpoint, self._publish, self._extend = _Every(t.checkpoint_s), _Every(t.publish_s), _Every(t.extend_s)
+        self._show, self._heartbeat = _Every(_SHOW_S), _Every(_HEARTBEAT_S)
+        self._open = ExitStack()
+        self._publication: Publication | None = None
+        self._publishing_s, self._began = 0.0, time.monotonic()
+        self._published = -1  # updates at the last publication
+        self._report: StepReport | None = None
+        self._health = (0, 0.0, 0.0)
+        self._frames, self._since, self._rates = 0, time.monotonic(), (0.0, 0.0)
+
+    def __enter__(self) -> Self:
+        logs = self._store.path / "logs"
+        self._log = self._open.enter_context(MetricsLog(logs))
+        atomic_write_bytes(logs / "settings.toml", as_toml(self._settings).encode())
+        self._extender = Extender(self._store, str(self._learner.device), self._settings.publish.batch)
+        self._open.callback(self._extender.close)
+        self._run = self._store.catalog.begin_run("train", sys.argv)
+        latest = self._store.catalog.latest_snapshot()
+        if latest is not None and latest.step == self._learner.clock:
+            self._published = self._learner.updates
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        if self._publication is not None:
+            self._publication.__exit__(kind, e, tb)
+        self._store.catalog.end_run(self._run, "done" if e is None else f"{type(e).__name__}: {e}"[:500])
+        self._open.close()
+
+    @property
+    def snapshot(self) -> str | None:
+        """Id of the newest snapshot."""
+        row = self._store.catalog.latest_snapshot()
+        return None if row is None else row.id
+
+    def after_step(self, report: StepReport, frames: int, committed: int) -> None:
+        """Take note of a step over so many frames."""
+        self._report = report
+        self._frames += frames
+        if self._learner.clock % self._settings.train.log_steps == 0:
+            self._measure(report)
+            self._log.write(self._progress("training", committed))
+
+    def tend(self, state: str, committed: int) -> None:
+        """Do what is due. `state` as in `TrainProgress`; while waiting, publishing need not share the machine."""
+        if self._checkpoint.due():
+            self.checkpoint()
+        if self._extend.due():
+            self._extender.run()
+            self._extend.reset()
+        self._tend_publication(waiting=state == "waiting")
+        if self._on_progress is not None and self._show.due():
+            self._show.reset()
+            self._on_progress(self._progress("publishing" if self._publication else state, committed))
+        if self._heartbeat.due():
+            self._heartbeat.reset()
+            self._store.catalog.heartbeat(self._run, self._info(committed))
+
+    def checkpoint(self) -> None:
+        """Save everything that the next step depends on; a state behind which all went well is pinned."""
+        arrays, numbers = self._learner.state_dict()
+        meta = meta_of(
+            numbers,
+            self._settings,
+            feed=self.feed.state_dict(),
+            idle_steps=self.idle_steps,
+            rescue=self._rescue.state_dict(),
+        )
+        good = self._rescue.good
+        keep = self._settings.train.checkpoints_kept
+        save_checkpoint(self._store.path, self._learner.clock, arrays, meta, keep=keep, pin=good)
+        self._rescue.saved(pinned=good)
+        self._checkpoint.reset()
+        log.info("checkpoint at step %d%s", self._learner.clock, "" if good else " (not pinned: steps went wrong)")
+
+    def finish(self, committed: int, *, publish: bool) -> None:
+        """The last checkpoint and, when asked for, a publication."""
+        self.checkpoint()
+        if publish and (self._publication is not None or self._learner.updates > self._published):
+            if self._publication is None:
+                self._begin_publication()
+            while self._publication is not None:
+                self._advance_publication()
+        elif publish:
+            self._extender.run()
+        self._store.catalog.heartbeat(self._run, self._info(committed))
+        if self._on_progress is not None:
+            self._on_progress(self._progress("done", committed))
+
+    def _tend_publication(self, *, waiting: bool) -> None:
+        """Begin what is due; go on within the share of time that publishing may take."""
+        learner = self._learner
+        if self._publication is None:
+            news = learner.updates - max(self._published, 0)
+            asleep = waiting and (self._published < 0 or news >= max(1, self._settings.train.idle_steps))
+            if news > 0 and (self._publish.due() or asleep) and self._share_left():
+                self._begin_publication()
+        elif waiting or self._share_left():
+            self._advance_publication()
+
+    def _share_left(self) -> bool:
+        elapsed = time.monotonic() - self._began
+        return self._publishing_s <= self._settings.train.publish_share * elapsed
+
+    def _begin_publication(self) -> None:
+        learner, began = self._learner, time.monotonic()
+        encoder, weights = learner.publishable(buffer_batches(self._store, learner, self._cache))
+        work = Publication(
+            self._store,
+            encoder,
+            weights,
+            step=learner.clock,
+            settings=self._settings.publish,
+            device=str(learner.device),
+            info={"updates": learner.updates, "cbp": learner.cbp, "fed": self.feed.fed},
+        )
+        self._publish.reset()
+        try:
+            self._publication = work.__enter__()
+        except LockHeldError as e:
+            log.warning("not publishing now: %s", e)
+            return
+        self._published = learner.updates
+        self._publishing_s += time.monotonic() - began
+        log.info("publishing the encoder of step %d: %d frames to embed", learner.clock, work.rows)
+
+    def _advance_publication(self) -> None:
+        work, began = self._publication, time.monotonic()
+        assert work is not None
+        try:
+            if not work.advance():
+                snapshot = work.finish()
+                log.info("published %s", snapshot.id)
+                self._publication = None
+                work.__exit__(None, None, None)
+        except CldError as e:
+            log.error("publishing failed: %s", e)
+            self._publication = None
+            work.__exit__(None, None, None)
+        self._publishing_s += time.monotonic() - began
+
+    def _measure(self, report: StepReport) -> None:
+        s, now = self._settings.loss, time.monotonic()
+        groups = 0
+        if s.cld_weight > 0:
+            labels, _ = local_kmeans(report.group_features, s.groups, s.kmeans_iters)
+            groups = int(torch.unique(labels).numel())
+        self._health = groups, feature_std(report.features), effective_rank(report.features)
+        elapsed = max(now - self._since, 1e-6)
+        self._rates = self._frames / elapsed, min(1.0, self.wait_s / elapsed)
+        self._frames, self._since, self.wait_s = 0, now, 0.0
+
+    def _progress(self, state: str, committed: int) -> TrainProgress:
+        learner, report = self._learner, self._report
+        return TrainProgress(
+            state=state,
+            step=learner.clock,
+            updates=learner.updates,
+            loss=report.loss if report else 0.0,
+            instance=report.instance if report else 0.0,
+            cld=report.cld if report else 0.0,
+            frames_s=self._rates[0],
+            data_wait=self._rates[1],
+            lag=self.feed.lag(committed),
+            thinned=self.feed.thinned,
+            fed=self.feed.fed,
+            committed=committed,
+            buffered=len(learner.buffer),
+            capacity=learner.buffer.capacity,
+            groups=self._health[0],
+            feature_std=self._health[1],
+            effective_rank=self._health[2],
+            lr=report.lr if report else 0.0,
+            cbp=learner.cbp,
+            rescues=self._rescue.rescues,
+        )
+
+    def _info(self, committed: int) -> dict[str, float | int | None]:
+        """What a heartbeat says."""
+        return {
+            "step": self._learner.clock,
+            "fed": self.feed.fed,
+            "fed_to": self.feed.cursor,
+            "lag": self.feed.lag(committed),
+            "loss": self._report.loss if self._report and self._report.ok else None,
+        }

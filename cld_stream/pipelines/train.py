@@ -1,0 +1,227 @@
+"""The daemon: feed what ingest commits, learn, publish, and never lose its place."""
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cld_stream.config import Settings, load_settings
+from cld_stream.learn.buffer import Ids
+from cld_stream.learn.feed import Feed
+from cld_stream.learn.learner import Learner, StepPlan
+from cld_stream.pipelines.keeper import Keeper
+from cld_stream.pipelines.metrics import TrainProgress, TrainReport, log
+from cld_stream.pipelines.pixels import FreshBatch, FreshFrames, GoneError, PixelCache
+from cld_stream.pipelines.rescue import Rescue
+from cld_stream.pipelines.restore import check_settings, fresh_learner, learner_of, saved_settings
+from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint
+from cld_stream.storage.frames import FrameReader
+from cld_stream.storage.store import Store
+
+__all__ = ["TrainProgress", "TrainReport", "train", "train_settings"]
+
+_HOLD_S = 2.0  # an incomplete batch of fresh frames waits this long for more
+
+
+def train_settings(device: str, config: Path | None = None, overrides: Iterable[str] = ()) -> Settings:
+    """The recipe of the device under the user's own settings."""
+    return load_settings(config, overrides, recipe="gpu" if device.startswith("cuda") else "cpu")
+
+
+def train(
+    store_path: Path,
+    settings: Settings,
+    *,
+    device: str = "cpu",
+    steps: int | None = None,
+    until_caught_up: bool = False,
+    on_progress: Callable[[TrainProgress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> TrainReport:
+    """Train on a store, following what is added to it; goes on from the newest checkpoint by itself.
+
+    Args:
+        settings: those that the saved state depends on must be as they were.
+        device: torch's name of it.
+        steps: end after so many steps.
+        until_caught_up: end where the daemon would fall asleep: every frame fed, the idle steps spent.
+        on_progress: called a few times a second.
+        stop: asked after every step and while waiting; once true: checkpoint and return, without publishing.
+
+    Raises:
+        StoreNotFoundError: there is no store.
+        LockHeldError: another process trains on it.
+        UsageError: a setting that the state depends on has changed.
+        GuardStopError: training diverged, again after a rescue.
+    """
+    if settings.train.threads:
+        torch.set_num_threads(settings.train.threads)
+    began = time.monotonic()
+    with ExitStack() as opened:
+        store = opened.enter_context(Store.open(store_path))
+        opened.enter_context(store.trainer_lock())
+        reader = opened.enter_context(store.reader())
+        start = _begin(store_path, settings, device)
+        learner = start.learner
+        buffer = learner.settings.buffer
+        cache = PixelCache(store, reader, buffer.capacity, buffer.cache_mb, learner.device)
+        keeper = opened.enter_context(
+            Keeper(store, learner.settings, learner, cache, start.rescue, start.feed, on_progress)
+        )
+        keeper.idle_steps = start.idle_steps
+        if start.new:
+            keeper.checkpoint()  # there is always a good state to go back to
+        trainer = _Trainer(store, reader, learner, cache, keeper, start.rescue)
+        opened.callback(trainer.close)
+        done = trainer.run(steps, until_caught_up=until_caught_up, stop=stop)
+        keeper.finish(reader.refresh(), publish=not stop())
+        feed = keeper.feed
+        return TrainReport(
+            steps=done,
+            step=learner.clock,
+            fed=feed.fed,
+            thinned=feed.thinned,
+            lag=feed.lag(reader.refresh()),
+            snapshot=keeper.snapshot,
+            seconds=time.monotonic() - began,
+        )
+
+
+@dataclass(frozen=True)
+class _Start:
+    learner: Learner
+    feed: Feed
+    rescue: Rescue
+    idle_steps: int
+    new: bool
+
+
+def _begin(store_path: Path, settings: Settings, device: str) -> _Start:
+    """The newest checkpoint's state, or a fresh one where there is none."""
+    feed = Feed(max_lag=settings.train.max_lag)
+    if not list_checkpoints(store_path):
+        learner = fresh_learner(settings, device)
+        return _Start(learner, feed, Rescue(store_path, settings.train), 0, new=True)
+    checkpoint = load_checkpoint(store_path)
+    if checkpoint.warning:
+        log.warning("%s", checkpoint.warning)
+    settings = check_settings(saved_settings(checkpoint), settings, store_path)
+    feed.load_state_dict(checkpoint.meta["feed"])
+    rescue = Rescue(store_path, settings.train, checkpoint.meta["rescue"])
+    learner = learner_of(checkpoint, settings, device)
+    return _Start(learner, feed, rescue, checkpoint.meta["idle_steps"], new=False)
+
+
+class _Trainer:
+    """The loop. Where the feed stands is in the keeper: what was read ahead but not used does not count."""
+
+    def __init__(
+        self, store: Store, reader: FrameReader, learner: Learner, cache: PixelCache, keeper: Keeper, rescue: Rescue
+    ) -> None:
+        self._store, self._reader = store, reader
+        self._learner, self._cache, self._keeper, self._rescue = learner, cache, keeper, rescue
+        self._settings = learner.settings.train
+        poll_s = self._settings.poll_s
+        self._fresh = FreshFrames(
+            store, reader, keeper.feed, learner.settings.optim.fresh, max(_HOLD_S, poll_s), poll_s
+        )
+        self._steps, self._gone = 0, 0
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._fresh.close()
+
+    def run(self, limit: int | None, *, until_caught_up: bool, stop: Callable[[], bool]) -> int:
+        """Steps until the limit, the end, or the word to stop; returns how many."""
+        while not stop() and (limit is None or self._steps < limit):
+            committed = self._committed()
+            caught_up = self._keeper.feed.lag(committed) == 0
+            may_idle = caught_up and self._keeper.idle_steps > 0 and len(self._learner.buffer) > 1
+            if until_caught_up and caught_up and not may_idle:
+                break
+            batch = self._next(wait_s=0 if may_idle else self._settings.poll_s, waiting_costs=not caught_up)
+            if batch is not None:
+                self._feed(batch, committed, limit)
+            elif may_idle:
+                self._keeper.idle_steps -= 1
+                self._step(None, committed)
+            state = "waiting" if batch is None and not may_idle else "training" if batch is not None else "idle"
+            self._keeper.tend(state, committed)
+        return self._steps
+
+    def _next(self, *, wait_s: float, waiting_costs: bool) -> FreshBatch | None:
+        began = time.monotonic()
+        batch = self._fresh.take(wait_s)
+        if waiting_costs:
+            self._keeper.wait_s += time.monotonic() - began
+        return batch
+
+    def _feed(self, batch: FreshBatch, committed: int, limit: int | None) -> None:
+        """Fresh frames: the steps they are worth, or only a place in the buffer while there are too few."""
+        learner, keeper = self._learner, self._keeper
+        buffered = len(learner.buffer) + len(batch.ids)
+        enough = buffered >= min(self._settings.min_frames, learner.buffer.capacity)
+        if buffered < 2 or not (enough or batch.feed.lag(committed) == 0):
+            slots = learner.remember(batch.ids).slots
+            self._cache.put(batch.ids, slots, batch.pixels, batch.aspect)
+        else:
+            self._step(batch, committed)
+            for _ in range(self._settings.updates_per_step - 1):
+                if limit is None or self._steps < limit:
+                    self._step(None, committed)
+        keeper.feed = batch.feed
+        keeper.idle_steps = min(self._settings.idle_steps, keeper.idle_steps + len(batch.ids))
+
+    def _step(self, batch: FreshBatch | None, committed: int) -> None:
+        """One step, with fresh frames or without."""
+        learner, began = self._learner, time.monotonic()
+        plan, pixels, aspect = self._gather(batch)
+        self._keeper.wait_s += time.monotonic() - began
+        if len(plan.ids) < 2:
+            return
+        report = learner.step(plan, pixels, aspect)
+        if report.ok and batch is not None:
+            self._cache.put(batch.ids, plan.slots[: plan.fresh], batch.pixels, batch.aspect)
+        self._steps += 1
+        self._keeper.after_step(report, len(plan.ids), committed)
+        if self._rescue.after_step(learner, report, plan.ids):
+            self._forget_gone()
+            self._keeper.checkpoint()
+
+    def _gather(self, batch: FreshBatch | None) -> tuple[StepPlan, torch.Tensor, torch.Tensor]:
+        """A plan and its pixels. Frames that were forgotten meanwhile leave, and the plan is made again."""
+        nothing = torch.empty((0, *[self._store.header.size] * 2, 3), dtype=torch.uint8)
+        while True:
+            plan = self._learner.plan(() if batch is None else batch.ids)
+            try:
+                if batch is None:
+                    pixels = self._cache.batch(plan.ids, plan.slots, nothing, np.empty(0, np.float32))
+                else:
+                    pixels = self._cache.batch(plan.ids, plan.slots, batch.pixels, batch.aspect)
+                return plan, *pixels
+            except GoneError as gone:
+                self._drop(gone.ids)
+
+    def _committed(self) -> int:
+        """Ids handed out. Notices when frames were forgotten."""
+        committed = self._reader.refresh()
+        gone = committed - self._store.catalog.frame_count()
+        if gone != self._gone:
+            self._gone = gone
+            self._forget_gone()
+        return committed
+
+    def _forget_gone(self) -> None:
+        """Drop buffered frames that are not in the store any more."""
+        ids = self._learner.buffer.ids
+        held = ids[ids >= 0]
+        self._drop(np.setdiff1d(held, self._store.catalog.rows(held).ids))
+
+    def _drop(self, ids: Ids) -> None:
+        if len(ids):
+            self._cache.drop(self._learner.forget(ids))
+            log.info("%d buffered frames were forgotten", len(ids))
