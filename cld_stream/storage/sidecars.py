@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,17 @@ from cld_stream.storage.schema import Frames, Outcome, SourceRow
 
 __all__ = ["Sidecar", "read_sidecar", "sidecar_path", "without_sources", "write_sidecar"]
 
+# What NumPy and zipfile raise on damaged bytes; RuntimeError: "encrypted", or an unknown compression.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    TypeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _FORMAT, _VERSION = "cld-stream.sidecar", 1
 
 
@@ -69,10 +81,10 @@ def read_sidecar(path: Path) -> Sidecar:
         FormatTooNewError: a newer release wrote it.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             header = json.loads(file["header"].tobytes())
             frames = Frames(**{name: file[name] for name in Frames.__slots__})
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as e:
+    except _DAMAGE as e:
         raise CorruptError(
             f"{path}: this sidecar cannot be read ({e}). Restore it from a backup; "
             "the store works without it, but its catalog could not be rebuilt."
