@@ -19,10 +19,10 @@ from cld_stream.search.cluster import nearest_group, spherical_kmeans
 from cld_stream.storage.frames import FrameReader
 from cld_stream.storage.lock import FileLock
 from cld_stream.storage.schema import SnapshotRow
-from cld_stream.storage.snapshots import Snapshot, SnapshotBuilder, drop_features, encoder_hash
+from cld_stream.storage.snapshots import Snapshot, SnapshotBuilder, drop_features, encoder_hash, snapshots_folder
 from cld_stream.storage.store import Store
 
-__all__ = ["Publication", "embed_frames", "publish", "publish_checkpoint"]
+__all__ = ["Publication", "drop_gone", "embed_frames", "publish", "publish_checkpoint"]
 
 _SAMPLE = 64
 _LEAST_COSINE = 0.99
@@ -81,11 +81,11 @@ class Publication:
         settings = asdict(self._encoder)
         digest = encoder_hash(self._weights, settings)
         now, header = time.time(), self._store.header
-        name = SnapshotBuilder.unfinished(self._store.path, digest)
+        name = SnapshotBuilder.unfinished(self._store.path, digest) or self._new_id(now)
         stop = self._store.catalog.next_id()
         return SnapshotBuilder(
             self._store.path,
-            name or f"{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}-{self._step:06d}",
+            name,
             {
                 "created_utc": now,
                 "step": self._step,
@@ -99,6 +99,13 @@ class Publication:
             stop,
             self._embedder.spaces,
         )
+
+    def _new_id(self, now: float) -> str:
+        while True:
+            name = f"{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}-{self._step:06d}"
+            if not (snapshots_folder(self._store.path) / name).exists():
+                return name
+            now += 1
 
     @property
     def rows(self) -> int:

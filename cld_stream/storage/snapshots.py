@@ -135,7 +135,8 @@ class Snapshot:
             segments = self.segments
             try:
                 parts = [read(segment) for segment in segments]
-                return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+                columns = zip(*parts, strict=True)
+                return tuple(c[0] if len(c) == 1 else np.concatenate(c) for c in columns)
             except CorruptError:
                 if [s.path for s in self.segments] == [s.path for s in segments]:
                     raise  # else some were merged under us

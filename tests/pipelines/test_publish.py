@@ -190,6 +190,12 @@ def test_an_empty_store_can_be_published_and_extended(tmp_path: Path) -> None:
     assert made.snapshot.features("backbone")[1].shape[0] == 12
 
 
+def test_one_step_published_twice_in_a_second_is_two_snapshots(tmp_path: Path) -> None:
+    store = small_store(tmp_path / "s", videos=1)
+    made = [publish(store, ENCODER, weights(), step=1) for _ in range(2)]
+    assert len({snapshot.id for snapshot in made if snapshot is not None}) == 2
+
+
 def test_snapshots_are_listed_pinned_and_pruned(tmp_path: Path) -> None:
     store = small_store(tmp_path / "s", videos=1)
     made = []
