@@ -8,7 +8,7 @@ from cld_stream.errors import UsageError
 
 def test_the_printed_settings_read_back_as_the_same_settings(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
-    changed = load_settings(overrides=["optim.lr=0.5", "store.fit=pad", "optim.amp=false"])
+    changed = load_settings(overrides=["optim.lr=0.5", "store.fit=pad", "optim.amp=never"])
     file.write_text(as_toml(changed))
     assert load_settings(file) == changed
     assert changed != Settings()

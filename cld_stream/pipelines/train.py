@@ -47,7 +47,7 @@ def train(
     Args:
         settings: those that the saved state depends on must be as they were.
         device: torch's name of it.
-        steps: end after so many steps.
+        steps: end after so many steps; once every frame is fed, the rest replays the buffer.
         until_caught_up: end where the daemon would fall asleep: every frame fed, the idle steps spent.
         on_progress: called a few times a second.
         stop: asked after every step and while waiting; once true: checkpoint and return, without publishing.
@@ -140,14 +140,15 @@ class _Trainer:
         while not stop() and (limit is None or self._steps < limit):
             committed = self._committed()
             caught_up = self._keeper.feed.lag(committed) == 0
-            may_idle = caught_up and self._keeper.idle_steps > 0 and len(self._learner.buffer) > 1
+            budget = limit is not None or self._keeper.idle_steps > 0  # steps asked for by number are owed
+            may_idle = caught_up and budget and len(self._learner.buffer) > 1
             if until_caught_up and caught_up and not may_idle:
                 break
             batch = self._next(wait_s=0 if may_idle else self._settings.poll_s, waiting_costs=not caught_up)
             if batch is not None:
                 self._feed(batch, committed, limit)
             elif may_idle:
-                self._keeper.idle_steps -= 1
+                self._keeper.idle_steps = max(0, self._keeper.idle_steps - 1)
                 self._step(None, committed)
             state = "waiting" if batch is None and not may_idle else "training" if batch is not None else "idle"
             self._keeper.tend(state, committed)
