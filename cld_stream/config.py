@@ -184,7 +184,7 @@ class TrainSettings(_Section):
     updates_per_step: int = setting(1, "optimiser steps per batch of fresh frames", ge=1)
     idle_steps: int = setting(
         500,
-        "further steps on the buffer once everything is fed, then sleep until new frames come",
+        "further steps on the buffer once everything is fed, at most one a fresh frame; then sleep until new ones come",
         ge=0,
     )
     poll_s: float = setting(1.0, "how often a sleeping trainer looks for new frames [s]", gt=0, le=60)

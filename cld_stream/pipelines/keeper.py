@@ -29,6 +29,7 @@ __all__ = ["Keeper"]
 
 _SHOW_S = 0.25
 _HEARTBEAT_S = 5.0
+_EXTEND_FRAMES = 4096  # at a time: training must not wait long
 
 
 class _Every:
@@ -107,7 +108,8 @@ class Keeper:
         self._report = report
         self._frames += frames
         if self._learner.clock % self._settings.train.log_steps == 0:
-            self._measure(report)
+            if report.ok:  # features that are not numbers have no spread and no rank
+                self._measure(report)
             self._log.write(self._progress("training", committed))
 
     def tend(self, state: str, committed: int) -> None:
@@ -115,15 +117,10 @@ class Keeper:
         if self._checkpoint.due():
             self.checkpoint()
         if self._extend.due():
-            self._extender.run()
+            self._extender.run(_EXTEND_FRAMES)
             self._extend.reset()
         self._tend_publication(waiting=state == "waiting")
-        if self._on_progress is not None and self._show.due():
-            self._show.reset()
-            self._on_progress(self._progress("publishing" if self._publication else state, committed))
-        if self._heartbeat.due():
-            self._heartbeat.reset()
-            self._store.catalog.heartbeat(self._run, self._info(committed))
+        self._show_life("publishing" if self._publication else state, committed)
 
     def checkpoint(self) -> None:
         """Save everything that the next step depends on; a state behind which all went well is pinned."""
@@ -142,19 +139,29 @@ class Keeper:
         self._checkpoint.reset()
         log.info("checkpoint at step %d%s", self._learner.clock, "" if good else " (not pinned: steps went wrong)")
 
-    def finish(self, committed: int, *, publish: bool) -> None:
-        """The last checkpoint and, when asked for, a publication."""
+    def finish(self, committed: int, stop: Callable[[], bool]) -> None:
+        """The last checkpoint and, unless an end was asked for, a publication."""
         self.checkpoint()
+        publish = not stop()
         if publish and (self._publication is not None or self._learner.updates > self._published):
             if self._publication is None:
                 self._begin_publication()
-            while self._publication is not None:
+            while self._publication is not None and not stop():
                 self._advance_publication()
+                self._show_life("publishing", committed)
         elif publish:
             self._extender.run()
         self._store.catalog.heartbeat(self._run, self._info(committed))
         if self._on_progress is not None:
             self._on_progress(self._progress("done", committed))
+
+    def _show_life(self, state: str, committed: int) -> None:
+        if self._on_progress is not None and self._show.due():
+            self._show.reset()
+            self._on_progress(self._progress(state, committed))
+        if self._heartbeat.due():
+            self._heartbeat.reset()
+            self._store.catalog.heartbeat(self._run, self._info(committed))
 
     def _tend_publication(self, *, waiting: bool) -> None:
         """Begin what is due; go on within the share of time that publishing may take."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,7 +110,8 @@ class MetricsLog:
 
     def write(self, progress: TrainProgress) -> None:
         """One line, and one point of every curve."""
-        values = asdict(progress)
+        numbers = asdict(progress).items()
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers}
         self._lines.write(json.dumps({"time_utc": round(time.time(), 3), **values}) + "\n")
         for name, value in values.items():
             if isinstance(value, int | float):

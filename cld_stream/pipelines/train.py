@@ -78,7 +78,7 @@ def train(
         trainer = _Trainer(store, reader, learner, cache, keeper, start.rescue)
         opened.callback(trainer.close)
         done = trainer.run(steps, until_caught_up=until_caught_up, stop=stop)
-        keeper.finish(reader.refresh(), publish=not stop())
+        keeper.finish(reader.refresh(), stop)
         feed = keeper.feed
         return TrainReport(
             steps=done,
@@ -140,7 +140,8 @@ class _Trainer:
         while not stop() and (limit is None or self._steps < limit):
             committed = self._committed()
             caught_up = self._keeper.feed.lag(committed) == 0
-            budget = limit is not None or self._keeper.idle_steps > 0  # steps asked for by number are owed
+            owed = limit is not None and not until_caught_up  # steps asked for by number
+            budget = owed or self._keeper.idle_steps > 0
             may_idle = caught_up and budget and len(self._learner.buffer) > 1
             if until_caught_up and caught_up and not may_idle:
                 break

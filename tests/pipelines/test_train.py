@@ -1,0 +1,245 @@
+import json
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+
+from cld_stream.config import Settings, load_settings
+from cld_stream.errors import GuardStopError, LockHeldError, UsageError
+from cld_stream.learn.buffer import Ids
+from cld_stream.learn.feed import Feed
+from cld_stream.pipelines.pixels import FreshFrames, GoneError, PixelCache
+from cld_stream.pipelines.restore import restore_learner
+from cld_stream.pipelines.train import TrainProgress, train
+from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint, pinned_checkpoint
+from cld_stream.storage.schema import NewFrame, Outcome
+from cld_stream.storage.store import Store
+
+SMALL = (
+    "store.size=20", "encoder.width=0.125", "encoder.crop=16", "encoder.feature_dim=16", "loss.groups=12",
+    "buffer.capacity=48", "optim.batch=24", "optim.fresh=8", "optim.warmup_steps=5", "train.min_frames=16",
+    "train.idle_steps=3", "train.poll_s=0.05", "train.log_steps=1", "train.threads=1", "publish.groups=4",
+)  # fmt: skip
+
+GO_ON = """
+import sys
+from pathlib import Path
+from cld_stream.config import load_settings
+from cld_stream.pipelines.train import train
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), load_settings(overrides=sys.argv[3:]), steps=int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return load_settings(overrides=SMALL)
+
+
+def grow(path: Path, frames: int, settings: Settings) -> int:
+    """Commit a source of noisy frames; gives its id."""
+    store = Store.open(path) if (path / "store.json").exists() else Store.create(path, settings.store)
+    with store, store.writer("test") as writer:
+        number = store.catalog.next_id()
+        rng = np.random.default_rng(number)
+        size = settings.store.size
+        source = writer.add_source(
+            kind="video", path=f"/v{number}", device=0, inode=number, size=1, mtime_ns=0, fingerprint=str(number)
+        )
+        pictures = rng.integers(0, 256, (frames, size, size, 3), dtype=np.uint8)
+        writer.append(
+            source, [NewFrame(simplejpeg.encode_jpeg(p), i / 2, None, 0, 1.5) for i, p in enumerate(pictures)], None
+        )
+        writer.finish(source, Outcome.ADDED)
+        writer.commit()
+    return source
+
+
+def metrics(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (path / "logs" / "metrics.jsonl").read_text().splitlines()]
+
+
+def go_on(path: Path, steps: int) -> None:
+    """Train in a process of its own."""
+    subprocess.run([sys.executable, "-c", GO_ON, str(path), str(steps), *SMALL], check=True, timeout=100)
+
+
+def test_ten_steps_and_ten_in_a_new_process_are_twenty_bit_for_bit(tmp_path: Path, settings: Settings) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for path in (whole, parts):
+        grow(path, 170, settings)
+    threads = torch.get_num_threads()
+    try:
+        train(whole, settings, steps=20)
+        train(parts, settings, steps=10)
+    finally:
+        torch.set_num_threads(threads)
+    go_on(parts, 10)
+    a, b = load_checkpoint(whole), load_checkpoint(parts)
+    assert a.step == b.step == 20
+    assert a.tensors.keys() == b.tensors.keys()
+    assert [name for name in a.tensors if a.tensors[name].tobytes() != b.tensors[name].tobytes()] == []
+    assert a.meta["learner"] == b.meta["learner"]
+    assert a.meta["feed"] == b.meta["feed"]
+    assert [m["loss"] for m in metrics(whole)] == [m["loss"] for m in metrics(parts)]
+
+
+def test_on_a_growing_store_no_frame_is_fed_twice_or_skipped(tmp_path: Path, settings: Settings) -> None:
+    grow(tmp_path, 30, settings)
+    settings = replace(settings, buffer=replace(settings.buffer, capacity=400))
+
+    def ingest() -> None:
+        for _ in range(6):
+            time.sleep(0.1)
+            grow(tmp_path, 13, settings)
+
+    writer = threading.Thread(target=ingest)
+    writer.start()
+    train(tmp_path, settings, steps=4)
+    train(tmp_path, settings, steps=3)
+    writer.join()
+    report = train(tmp_path, settings, until_caught_up=True)
+    assert (report.fed, report.lag, report.thinned) == (108, 0, 0)
+    # the buffer is larger than the stream, so it holds every frame that was ever fed
+    learner, _ = restore_learner(tmp_path)
+    assert sorted(learner.buffer.ids[learner.buffer.ids >= 0].tolist()) == list(range(108))
+    assert learner.buffer.order[learner.buffer.ids.argsort()[-108:]].tolist() == list(range(108))
+
+
+def test_a_long_backlog_is_thinned_and_counted(tmp_path: Path, settings: Settings) -> None:
+    grow(tmp_path, 160, settings)
+    report = train(tmp_path, replace(settings, train=replace(settings.train, max_lag=40)), until_caught_up=True)
+    assert (report.fed, report.thinned, report.lag) == (40, 120, 0)
+
+
+def test_the_end_is_a_checkpoint_a_snapshot_and_metrics(tmp_path: Path, settings: Settings) -> None:
+    grow(tmp_path, 60, settings)
+    shown: list[TrainProgress] = []
+    report = train(tmp_path, settings, until_caught_up=True, on_progress=shown.append)
+    assert report.steps == report.step == list_checkpoints(tmp_path)[-1]
+    assert report.snapshot is not None
+    assert shown[-1].state == "done"
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, report.steps + 1))
+    assert {"loss", "instance", "cld", "frames_s", "data_wait", "lag", "thinned", "fed", "buffered", "groups"} <= lines[
+        -1
+    ].keys()
+    assert {"feature_std", "effective_rank", "lr", "cbp", "time_utc"} <= lines[-1].keys()
+    assert list((tmp_path / "logs" / "tensorboard").iterdir())
+    assert "published" in (tmp_path / "logs" / "train.log").read_text()
+    with Store.open(tmp_path) as store:
+        run = store.catalog.runs("train")[-1]
+        assert run.outcome == "done"
+        assert run.info["fed_to"] == 60
+    # nothing new: the same encoder is not published again
+    assert train(tmp_path, settings, until_caught_up=True).snapshot == report.snapshot
+
+
+def test_idle_steps_are_bounded_by_the_fresh_frames_and_their_limit(tmp_path: Path, settings: Settings) -> None:
+    grow(tmp_path, 60, settings)
+    report = train(tmp_path, settings, until_caught_up=True)
+    feeding = 8 - 1  # 8 batches of up to 8 frames, the first of which only fills the buffer
+    assert report.steps == feeding + settings.train.idle_steps
+    assert train(tmp_path, settings, until_caught_up=True).steps == 0
+
+
+def test_the_word_to_stop_ends_a_sleeping_daemon_with_a_checkpoint(tmp_path: Path, settings: Settings) -> None:
+    grow(tmp_path, 40, settings)
+    until = time.monotonic() + 2.5
+    before = time.process_time()
+    report = train(tmp_path, settings, stop=lambda: time.monotonic() > until)
+    assert report.lag == 0
+    assert list_checkpoints(tmp_path)[-1] == report.step
+    assert time.process_time() - before < 60
+    assert train(tmp_path, settings, steps=5, stop=lambda: True).steps == 0
+
+
+@pytest.mark.parametrize("change", ["encoder.width=0.25", "buffer.capacity=49", "encoder.crop=24"])
+def test_a_changed_setting_that_breaks_the_state_is_named(tmp_path: Path, settings: Settings, change: str) -> None:
+    grow(tmp_path, 30, settings)
+    train(tmp_path, settings, steps=1)
+    with pytest.raises(UsageError, match=change.partition("=")[0]):
+        train(tmp_path, load_settings(overrides=[*SMALL, change]), steps=1)
+    assert train(tmp_path, load_settings(overrides=[*SMALL, "optim.lr=0.01"]), steps=1).steps == 1
+
+
+def test_a_second_trainer_is_refused(tmp_path: Path, settings: Settings) -> None:
+    grow(tmp_path, 30, settings)
+    with Store.open(tmp_path) as store, store.trainer_lock(), pytest.raises(LockHeldError, match="trainer"):
+        train(tmp_path, settings, steps=1)
+
+
+def test_divergence_brings_the_good_state_back_once_and_then_stops_for_good(tmp_path: Path, settings: Settings) -> None:
+    grow(tmp_path, 170, settings)
+    settings = replace(settings, train=replace(settings.train, bad_steps=2))
+    train(tmp_path, settings, steps=6)
+    good = pinned_checkpoint(tmp_path)
+    wild = replace(settings, optim=replace(settings.optim, lr=1e30))
+    with pytest.raises(GuardStopError, match=r"Lower optim\.lr"):
+        train(tmp_path, wild, until_caught_up=True)
+    assert pinned_checkpoint(tmp_path) == good
+    after = load_checkpoint(tmp_path)
+    assert after.meta["rescue"]["rescues"] == 1
+    assert after.meta["learner"]["rate"] == 0.5
+    assert after.meta["learner"]["salt"] == 1
+    assert after.meta["feed"]["cursor"] > load_checkpoint(tmp_path, good).meta["feed"]["cursor"]
+    assert all(np.isfinite(a).all() for a in after.tensors.values())
+    report = train(tmp_path, settings, until_caught_up=True)  # a sane rate goes on from there
+    assert report.lag == 0
+
+
+def test_a_forgotten_source_leaves_buffer_and_cache(tmp_path: Path, settings: Settings) -> None:
+    grow(tmp_path, 24, settings)
+    source = grow(tmp_path, 24, settings)
+    train(tmp_path, settings, until_caught_up=True)
+    with Store.open(tmp_path) as store, store.writer("forget") as writer:
+        assert writer.forget(source) == 24
+    grow(tmp_path, 24, settings)
+    report = train(tmp_path, settings, until_caught_up=True)
+    assert report.lag == 0
+    learner, _ = restore_learner(tmp_path)
+    held = learner.buffer.ids[learner.buffer.ids >= 0]
+    assert not ((held >= 24) & (held < 48)).any()
+    assert (held >= 48).sum() == 24
+
+
+@pytest.mark.parametrize("budget_mb", [1, 0])
+def test_the_cache_gives_what_the_store_holds(tmp_path: Path, settings: Settings, budget_mb: int) -> None:
+    grow(tmp_path, 40, settings)
+    with Store.open(tmp_path) as store, store.reader() as reader:
+        cache = PixelCache(store, reader, 40, budget_mb, torch.device("cpu"))
+        assert cache.decoded == (budget_mb == 1)
+        ids: Ids = np.arange(39, -1, -1)
+        slots: Ids = np.arange(40)
+        expected, _ = reader.read(ids)
+        for _ in range(2):
+            pixels, aspect = cache.get(ids, slots)
+            assert (pixels.numpy() == expected).all()
+            assert (aspect == 1.5).all()
+        assert cache.misses == 40
+        swapped = ids[::-1].copy()
+        assert (cache.get(swapped, slots)[0].numpy() == expected[::-1]).all()
+        with pytest.raises(GoneError, match="40"):
+            cache.get(np.array([3, 40]), np.array([0, 1]))
+
+
+def test_what_is_read_ahead_does_not_move_the_feed(tmp_path: Path, settings: Settings) -> None:
+    grow(tmp_path, 30, settings)
+    feed = Feed(max_lag=1000)
+    with Store.open(tmp_path) as store, store.reader() as reader:
+        fresh = FreshFrames(store, reader, feed, 8, 0.1, 0.02)
+        try:
+            batches = [fresh.take(5) for _ in range(4)]
+            assert feed.cursor == 0
+            assert [len(b.ids) for b in batches if b] == [8, 8, 8, 6]
+            assert [b.feed.cursor for b in batches if b] == [8, 16, 24, 30]
+            assert fresh.take(0.1) is None
+        finally:
+            fresh.close()
