@@ -124,7 +124,8 @@ def main() -> None:
 def report(path: Path, folder: Path) -> None:
     """All measurements on a built store."""
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
+        f"Python {platform.python_version()}"
     )
     with cld_stream.open(path) as store:
         snapshot = store.snapshot()
