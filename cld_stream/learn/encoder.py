@@ -72,9 +72,9 @@ def build_encoder(settings: EncoderSettings, weights: Mapping[str, Tensor] | Non
     """The encoder that the settings describe, in train mode, in memory format channels_last, on the CPU.
 
     The architecture follows from the settings alone. `width` scales the ResNets 18 to 152 and
-    nothing else. The small-image stem (3x3, no max-pool; stride 1 up to 48 pixels, 2
-    above) goes to torchvision's ResNet family when `crop` < 96, unless `init` is `pretrained`: those weights fit the published stem.
-    A random start draws from torch's global generator.
+    nothing else. The small-image stem (3x3, no max-pool; stride 1 up to 48 pixels, 2 above)
+    goes to torchvision's ResNet family when `crop` < 96, unless `init` is `pretrained`: those
+    weights fit the published stem. A random start draws from torch's global generator.
 
     Args:
         weights: tensors by name, which the caller has read from a file: those of a whole encoder,
