@@ -181,22 +181,22 @@ _COVER = av.stream.Disposition.attached_pic
 
 
 def _walk(container: Any, stream: Any, beat: Callable[[], None]) -> _Walk:
-    walk = _Walk([], [], 0, True, 0.0, "")
-    referenced = reference_test(stream.codec_context)
+    walk, ends = _Walk([], [], 0, True, 0.0, ""), dict[int, int]()
+    referenced, index = reference_test(stream.codec_context), stream.index
     try:
         # MP4 counts its frames, so that a cut is seen without reading the sound
         for packet in container.demux(*([stream] if _counts_frames(container) else [])):
             beat()
             if packet.size == 0:
                 continue
-            ticks = ticks_of(packet)
-            if ticks is not None and packet.time_base:
-                walk.end_s = max(walk.end_s, float((ticks + (packet.duration or 0)) * packet.time_base))
-            if packet.stream_index != stream.index:
+            at, ticks = packet.stream_index, ticks_of(packet)
+            if ticks is not None:
+                ends[at] = max(ends.get(at, 0), ticks + (packet.duration or 0))
+            if at != index:
                 continue
             walk.packets += 1
             walk.timed = walk.timed and packet.pts is not None
-            if packet.is_corrupt and not walk.damage:
+            if packet.is_corrupt:
                 walk.damage = "a part of the file is damaged or cut off"
             if ticks is not None:
                 walk.times.append(ticks)
@@ -204,7 +204,9 @@ def _walk(container: Any, stream: Any, beat: Callable[[], None]) -> _Walk:
                     key = packet.is_keyframe
                     walk.shown.append((ticks, key, key or referenced(packet)))
     except (av.FFmpegError, OSError) as error:
-        walk.damage = f"the file can be read only up to {walk.end_s:.1f} s ({error.__class__.__name__})"
+        walk.damage = f"a part of the file cannot be read ({error.__class__.__name__})"
+    tick_s = {s.index: float(s.time_base) for s in container.streams if s.time_base}
+    walk.end_s = max((end * tick_s.get(at, 0.0) for at, end in ends.items()), default=0.0)
     return walk
 
 

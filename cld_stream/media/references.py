@@ -25,13 +25,19 @@ def reference_test(context: Any) -> Callable[[Any], bool]:
 
 def _h264_referenced(data: memoryview, width: int) -> bool:
     """nal_ref_idc of the first slice (ITU-T H.264, 7.4.1)."""
-    return next((bool(b & 0x60) for b in _units(data, width) if 1 <= b & 0x1F <= 5), True)
+    for first in _units(data, width):
+        if 1 <= first & 0x1F <= 5:
+            return first & 0x60 != 0
+    return True
 
 
 def _hevc_referenced(data: memoryview, width: int) -> bool:
     """Even slice types up to 14 are sub-layer non-reference pictures (ITU-T H.265, table 7-1)."""
-    types = (b >> 1 & 0x3F for b in _units(data, width))
-    return next((t > 14 or t % 2 == 1 for t in types if t < 32), True)
+    for first in _units(data, width):
+        kind = first >> 1 & 0x3F
+        if kind < 32:
+            return kind > 14 or kind % 2 == 1
+    return True
 
 
 def _units(data: memoryview, width: int) -> Iterable[int]:
