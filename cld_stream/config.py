@@ -241,8 +241,7 @@ def load_settings(
     """
     tree: dict[str, dict[str, Any]] = {}
     if recipe is not None:
-        text = resources.files("cld_stream").joinpath("recipes", f"{recipe}.toml").read_text()
-        _merge(tree, tomllib.loads(text), f"recipe {recipe}")
+        _merge(tree, tomllib.loads(_recipe(recipe)), f"recipe {recipe}")
     if config is not None:
         try:
             _merge(tree, tomllib.loads(config.read_text()), str(config))
@@ -276,6 +275,14 @@ def as_toml(settings: Settings) -> str:
             out.append(f"{f.name} = {json.dumps(getattr(section, f.name))}".ljust(34) + f"  # {note}")
         out.append("")
     return "\n".join(out)
+
+
+def _recipe(name: str) -> str:
+    folder = resources.files("cld_stream").joinpath("recipes")
+    known = sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    if name not in known:
+        raise UsageError(f"there is no recipe {name!r}; the packaged ones are {', '.join(known)}")
+    return folder.joinpath(f"{name}.toml").read_text()
 
 
 def _parse_override(item: str) -> dict[str, Any]:

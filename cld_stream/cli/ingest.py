@@ -40,6 +40,7 @@ def ingest(
     from cld_stream.cli.progress import IngestDisplay, print_ingest_summary
     from cld_stream.config import load_settings
     from cld_stream.pipelines.ingest import ingest as run
+    from cld_stream.pipelines.ingest import require_shape
 
     flags = {
         "ingest.fps": fps, "store.size": size, "store.fit": fit, "ingest.workers": workers, "ingest.reader": reader,
@@ -47,6 +48,7 @@ def ingest(
     }  # fmt: skip
     chosen = [f"{key}={value}" for key, value in flags.items() if value is not None]
     settings = load_settings(config, [*(set_ or []), *chosen])
+    require_shape(store, size=size, fit=fit)
     with StopSignals() as stop, IngestDisplay() as display:
         report = run(
             Path(store), paths, settings,

@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 
 from cld_stream.config import Settings
-from cld_stream.errors import StoreError, StoreNotFoundError
+from cld_stream.errors import StoreError, StoreNotFoundError, UsageError
 from cld_stream.media.discover import Discovery, Item, discover
 from cld_stream.media.job import Chunk, Done, Event, Job
 from cld_stream.media.pool import DecodePool
@@ -28,7 +28,7 @@ from cld_stream.storage.schema import NewFrame, Outcome, SourceRow
 from cld_stream.storage.store import Store
 from cld_stream.storage.writer import Writer
 
-__all__ = ["FileReport", "IngestProgress", "IngestReport", "explained", "ingest"]
+__all__ = ["FileReport", "IngestProgress", "IngestReport", "explained", "ingest", "require_shape"]
 
 _TICK_S = 0.2
 _Step = tuple[Entry, Event | None]
@@ -96,6 +96,28 @@ def in_stream_order(found: Discovery, ledger: Ledger, order: str) -> list[Item]:
         return True, unknown if taken is None else taken, place
 
     return [found.items[place] for place in sorted(range(len(found.items)), key=key)]
+
+
+def require_shape(store_path: Path, *, size: int | None, fit: str | None) -> None:
+    """Frame size and fit are the store's for ever; who asks for others must be told.
+
+    Args:
+        store_path: where the store is, or will be made.
+        size: asked for explicitly [pixels]; None = whatever the store has.
+        fit: likewise.
+
+    Raises:
+        UsageError: there is a store, and it has another size or fit.
+    """
+    if not (store_path / "store.json").exists():
+        return
+    with Store.open(store_path) as store:
+        for name, asked, has in (("size", size, store.header.size), ("fit", fit, store.header.fit)):
+            if asked is not None and asked != has:
+                raise UsageError(
+                    f"--{name} {asked}: {store_path} was made with {name} {has}, which cannot change. "
+                    f"Leave --{name} out, or name a new store with --store."
+                )
 
 
 @dataclass

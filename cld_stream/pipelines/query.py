@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cld_stream.errors import StoreNotFoundError, UsageError
+from cld_stream.pipelines.embed import SPACES
 from cld_stream.pipelines.neighbours import Filters, Hit, Searcher
 from cld_stream.pipelines.snapshots import open_snapshot
 from cld_stream.storage.snapshots import Snapshot
@@ -96,6 +97,8 @@ def query(
         raise UsageError(f"ask by exactly one of PICTURE, --frame, --source with --at, or --vector; {given}")
     if (source is None) != (at is None):
         raise UsageError("--source and --at belong together: --source FILE --at SECONDS")
+    if space not in SPACES:
+        raise UsageError(f"--space {space}: expected {', '.join(SPACES[:-1])} or {SPACES[-1]}")
     if k < 1:
         raise UsageError(f"-k must be at least 1, got {k}")
     filters = Filters(distinct_s, under, parse_time("--after", after), parse_time("--before", before))

@@ -70,7 +70,7 @@ MISTAKES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "vector that is no array": ("query --vector bad.tsv", 2, ("bad.tsv",)),
     "unknown space": ("query --frame 0 --space colour", 2, ("colour", "instance")),
     "unknown snapshot": ("query --frame 0 --snapshot 2019", 2, ("2019",)),
-    "time that is none": ("query --frame 0 --after yesterday", 2, ("yesterday", "ISO")),
+    "time that is none": ("query --frame 0 --after yesterday", 2, ("yesterday", "2026-01-31")),
     "publish before training": ("snapshot", 2, ("train",)),
     "pin an unknown snapshot": ("snapshots --pin 2019", 2, ("2019",)),
     "forget an unknown source": ("forget nowhere.mp4", 2, ("nowhere.mp4",)),
