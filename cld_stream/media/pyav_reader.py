@@ -8,7 +8,6 @@ from typing import Any
 
 import av
 import numpy as np
-from av.stream import Discard
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
@@ -148,11 +147,11 @@ def _needed(packets: Iterator[Any], plan: Plan) -> Iterator[Any]:
             if plan.skip_unreferenced:
                 packet.stream.codec_context.skip_frame = "NONREF"
         if begin is not None and packet.pts == begin:
-            forward, packet.stream.discard = True, Discard.default
+            forward = True
         if packet.size == 0:
             yield packet
             return
-        if forward or packet.is_keyframe:
+        if forward or packet.is_keyframe:  # (`Stream.discard` would do it sooner, but then MP4 times are wrong)
             yield packet
 
 
@@ -169,8 +168,6 @@ def _packets_from(container: Any, target: int | None, plan: Plan, damage: Damage
     if not plan.seekable or target is None:
         return None
     stream = video_stream(container)
-    if plan.mode == "keys":
-        stream.discard = Discard.nonkey  # the demuxer need not read the others
     try:
         container.seek(target, stream=stream, backward=True)
     except av.FFmpegError:

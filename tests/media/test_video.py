@@ -117,6 +117,7 @@ STEADY: dict[str, Callable[[Path], Path]] = {
         d / "a.mkv", steady(120), gop=20, preset="medium", bf="3", **{"x264-params": "open-gop=1"}
     ),
     "dense key frames": lambda d: counter(d / "a.mp4", steady(120), gop=10),
+    "B-frames and dense key frames": lambda d: counter(d / "a.mp4", steady(200), gop=20, preset="medium", bf="3"),
     "mpeg4 avi": lambda d: counter(d / "a.avi", steady(120), codec="mpeg4"),
     "10 bit": lambda d: counter(d / "a.mp4", steady(60), pix_fmt="yuv420p10le"),
     "rgb": lambda d: counter(d / "a.mkv", steady(60), codec="libx264rgb", pix_fmt="rgb24"),
@@ -185,11 +186,11 @@ def test_the_key_frame_plan_agrees_with_the_rule_by_time(tmp_path: Path) -> None
 
 
 def test_what_the_plan_wants_is_what_the_reader_gives(tmp_path: Path) -> None:
-    for number, name in enumerate(["B-frames", "open GOP", "dense key frames"]):
+    for number, name in enumerate(["B-frames", "open GOP", "dense key frames", "B-frames and dense key frames"]):
         folder = tmp_path / str(number)
         folder.mkdir()
         path = STEADY[name](folder)
-        for fps in (0.7, 2.0, 6.0):
+        for fps in (0.7, 1.0, 2.0, 6.0):
             plan = plan_of(path, fps)
             assert plan.start is not None
             wanted = [(t - plan.start) * plan.tick_s for t in plan.wanted]
