@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 from cld_stream.config import EncoderSettings
 from cld_stream.learn.augment import central_view
 from cld_stream.learn.encoder import build_encoder
-from cld_stream.storage.snapshots import Snapshot
+from cld_stream.storage.snapshots import SPACES, Snapshot
 
-__all__ = ["SPACES", "Embedder", "Features"]
-
-SPACES = ("instance", "group", "backbone")
+__all__ = ["Embedder", "Features"]
 Features = dict[str, NDArray[np.float16]]
 
 _AT_ONCE = 256

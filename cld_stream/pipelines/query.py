@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cld_stream.errors import StoreNotFoundError, UsageError
-from cld_stream.pipelines.embed import SPACES
 from cld_stream.pipelines.neighbours import Filters, Hit, Searcher
 from cld_stream.pipelines.snapshots import open_snapshot
-from cld_stream.storage.snapshots import Snapshot
+from cld_stream.storage.snapshots import SPACES, Snapshot
 from cld_stream.storage.store import Store
 
 __all__ = ["Answer", "Question", "ask", "query", "read_picture", "stored_feature"]

@@ -32,6 +32,7 @@ from cld_stream.storage.segments import (
 from cld_stream.storage.store import Store
 
 __all__ = [
+    "SPACES",
     "Snapshot",
     "SnapshotBuilder",
     "drop_features",
@@ -40,6 +41,9 @@ __all__ = [
     "snapshot_rows",
     "snapshots_folder",
 ]
+
+SPACES = ("instance", "group", "backbone")
+"""The kinds of features that a snapshot holds of every frame."""
 
 _FORMAT, _VERSION = "cld-stream.snapshot", 1
 _WEIGHTS, _GROUPS, _MANIFEST = "weights.safetensors", "groups.safetensors", "manifest.json"
