@@ -17,9 +17,8 @@ from tests.cli.conftest import Cli
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a picture, a broken picture, and a store that holds both; made once."""
-    from cld_stream.pipelines.ingest import ingest
-
     from cld_stream.config import Settings
+    from cld_stream.pipelines.ingest import ingest
 
     home = tmp_path_factory.mktemp("mistakes")
     (home / "media").mkdir()
