@@ -92,7 +92,5 @@ def square_jpeg(rgb: NDArray[np.uint8], target: Window, size: int, quality: int)
         frame[target.y : target.y + target.height, target.x : target.x + target.width] = rgb
         rgb = frame
     return bytes(
-        simplejpeg.encode_jpeg(
-            np.ascontiguousarray(rgb), quality=quality, colorspace="RGB", colorsubsampling="420"
-        )
+        simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality=quality, colorspace="RGB", colorsubsampling="420")
     )
