@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# Tests run a process a core; more threads than cores made some of them ten times slower. Children inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:

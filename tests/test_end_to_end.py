@@ -47,7 +47,8 @@ def test_footage_goes_in_and_neighbours_come_out(cli: Cli, home: Path) -> None:
     assert asked.code == 0, asked.err
     hits = json.loads(asked.out)["hits"]
     assert [h["rank"] for h in hits] == [1, 2, 3, 4, 5]
-    assert Image.open("sheet.png").width > 300
+    with Image.open("sheet.png") as sheet:
+        assert sheet.width > 300
     assert "<html" in Path("page.html").read_text()
 
     view = cld_stream.open(home / "cld-store")
