@@ -97,7 +97,7 @@ def query(
     if (source is None) != (at is None):
         raise UsageError("--source and --at belong together: --source FILE --at SECONDS")
     if space not in SPACES:
-        raise UsageError(f"--space {space}: expected {', '.join(SPACES[:-1])} or {SPACES[-1]}")
+        raise UsageError(f"--space {space}: expected one of {', '.join(SPACES)}")
     if k < 1:
         raise UsageError(f"-k must be at least 1, got {k}")
     filters = Filters(distinct_s, under, parse_time("--after", after), parse_time("--before", before))
