@@ -79,7 +79,7 @@ def demo_settings() -> Settings:
 def make_footage(folder: Path, say: Callable[[str], object]) -> Path:
     """Film each photograph with a wandering camera, as ordinary H.264 files with rising dates."""
     folder.mkdir(exist_ok=True)
-    pictures = _photographs()
+    pictures = photographs()
     say(f"Filming {len(pictures)} photographs with a moving camera: {folder}")
     for take in range(CLIPS_PER_PHOTOGRAPH):
         for n, (name, picture) in enumerate(pictures):
@@ -91,25 +91,29 @@ def make_footage(folder: Path, say: Callable[[str], object]) -> Path:
     return folder
 
 
-def _photographs() -> "list[tuple[str, Image]]":
-    try:
-        from skimage import data
-    except ImportError:
+def photographs() -> "list[tuple[str, Image]]":
+    """The photographs of the scikit-image wheel, at most 640 pixels wide.
+
+    Raises:
+        UsageError: scikit-image is not installed.
+    """
+    from importlib.util import find_spec
+
+    from PIL import Image
+
+    spec = find_spec("skimage")
+    if spec is None or spec.origin is None:
         raise UsageError(
             "demo films photographs of scikit-image, which is not installed: pip install 'cld-stream[demo]', "
             "or name your own footage with --media FOLDER"
-        ) from None
-    from PIL import Image
-
+        )
     found = []
     for name in PHOTOGRAPHS:
-        path = Path(data.data_dir) / f"{name}.png"
-        for candidate in (path, path.with_suffix(".jpg"), path.with_suffix(".tif")):
-            if candidate.exists():
-                picture = Image.open(candidate).convert("RGB")
-                picture.thumbnail((640, 640))  # twice the film's width is all that the camera can see
-                found.append((name, picture))
-                break
+        path = next((Path(spec.origin).parent / "data").glob(f"{name}.*"))
+        with Image.open(path) as file:
+            picture = file.convert("RGB")
+        picture.thumbnail((640, 640))  # twice the film's width is all that the camera can see
+        found.append((name, picture))
     return found
 
 
