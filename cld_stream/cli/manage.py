@@ -1,5 +1,6 @@
 """`status`, `forget`, `doctor`, `config`, `demo`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -89,5 +90,6 @@ def demo(
     from cld_stream.cli.progress import IngestDisplay, TrainDisplay
     from cld_stream.pipelines.demo import demo as run
 
-    made = run(out, media, say=console.print, ingest_display=IngestDisplay, train_display=TrainDisplay)
+    say = partial(console.print, markup=False, soft_wrap=True)
+    made = run(out, media, say=say, ingest_display=IngestDisplay, train_display=TrainDisplay)
     answer(f"Contact sheet: {safe(made)}")

@@ -58,9 +58,9 @@ def demo(
     with train_display() as show:
         trained = train(store, settings, device=device, steps=None, until_caught_up=True, on_progress=show)
     say(f"   {trained.steps:,} steps; published {trained.snapshot}")
-    sheet = out / "neighbours.png"
-    say(f"3. cld-stream query --frame {_middle_frame(store)} --distinct-s 1000 --sheet {sheet}")
-    query(store, frame=_middle_frame(store), k=11, distinct_s=2.0, sheet=sheet)
+    sheet, frame = out / "neighbours.png", _frame_to_ask(store, made=media is None)
+    say(f"3. cld-stream query --frame {frame} -k 12 --distinct-s 2 --sheet {sheet}")
+    query(store, frame=frame, k=12, distinct_s=2.0, sheet=sheet)
     return sheet
 
 
@@ -153,11 +153,14 @@ def _camera(size: tuple[int, int], x: float, y: float, zoom: float, roll: float)
     return float(c), float(-s), float(left), float(s), float(c), float(top)
 
 
-def _middle_frame(store: Path) -> int:
-    """A frame from the middle of the newest take, so that its neighbours are in other clips."""
+def _frame_to_ask(store: Path, *, made: bool) -> int:
+    """A colourful photograph in the last take; in the user's footage a frame near the end."""
     from cld_stream.storage.store import Store
 
     with Store.open(store) as opened:
+        if made:
+            last = f"{CLIPS_PER_PHOTOGRAPH - 1:02d}-{PHOTOGRAPHS.index('coffee'):02d}-coffee.mp4"
+            return opened.catalog.frame_at(opened.catalog.find_source(last).id, CLIP_S / 2)
         ids = opened.catalog.live_ids()
     if not len(ids):
         raise UsageError("nothing was ingested: the folder holds no readable video or photo. Try another --media.")
