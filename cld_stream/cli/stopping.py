@@ -30,5 +30,6 @@ class StopSignals:
             raise KeyboardInterrupt
         self._asked = True
         console.print(
-            "Stopping: finishing what is at hand. Press Ctrl-C again to end at once (nothing committed is lost)."
+            "Stopping: finishing what is at hand. Press Ctrl-C again to end at once (nothing committed is lost).",
+            soft_wrap=True,
         )

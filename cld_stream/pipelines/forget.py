@@ -35,15 +35,10 @@ def forget(store_path: Path, source: str) -> ForgetReport:
     """
     from cld_stream.storage.snapshots import drop_features
 
-    store = Store.open(store_path)
-    try:
-        with store.writer(f"forget {source}") as writer:
-            row = store.catalog.find_source(source)
-            frames = store.catalog.rows()
-            ids = frames.ids[frames.source == row.id]
-            features = drop_features(store, ids)
-            removed = writer.forget(row.id)
-            features += drop_features(store, ids)  # of a snapshot that was made meanwhile
-            return ForgetReport(row.id, row.path, removed, features)
-    finally:
-        store.close()
+    with Store.open(store_path) as store, store.writer(f"forget {source}") as writer:
+        row = store.catalog.find_source(source)
+        ids = store.catalog.live_ids(source=row.id)
+        features = drop_features(store, ids)
+        removed = writer.forget(row.id)
+        features += drop_features(store, ids)  # of a snapshot that was made meanwhile
+        return ForgetReport(row.id, row.path, removed, features)
