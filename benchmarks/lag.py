@@ -1,12 +1,13 @@
 """How soon is a committed frame counted, and how soon is it learned from? Three processes on one store.
 
-    python -m benchmarks.lag TRACKS [--late 20] [--every 8]
+    python -m benchmarks.lag TRACKS [--early 100] [--late 20] [--every 8]
 
 TRACKS is the unpacked gtsrb-tracks folder. One process ingests its train split as sequences in `labels.tsv` order, one
-trains and one queries, all at the same time. The last --late tracks come one by one, every few seconds, once the
-trainer has caught up. This process watches the catalog: when an id is handed out (its commit), when the trainer's
-heartbeat first counts it in its lag, and when the heartbeat says that it was fed. Heartbeats come every 5 seconds, and
-that wait is in the numbers. Exits 1 if a commit is counted later than 10 s, or fed later than 10 s with lag 0.
+trains and one queries, all at the same time; --early leaves only so many tracks at the start. The last --late tracks
+come one by one, every few seconds, once the trainer has caught up. This process watches the catalog: when an id is
+handed out (its commit), when the trainer's heartbeat first counts it in its lag, and when the heartbeat says that it
+was fed. Heartbeats come every 2 seconds, and that wait is in the numbers. Exits 1 if a commit is counted later than
+10 s, or fed later than 10 s with lag 0.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def delays(committed: Sequence[tuple[int, float]], reached: Sequence[tuple[int, 
     return [next(t for bound2, t in reached if bound2 >= bound) - at for bound, at in pairs]
 
 
-def write_tables(tracks: Path, work: Path, late: int) -> tuple[Path, list[Path], int]:
+def write_tables(tracks: Path, work: Path, early: int | None, late: int) -> tuple[Path, list[Path], int]:
     """The train split without its last tracks, a table for each of those, and the number of frames in the first."""
     with (tracks / "labels.tsv").open() as file:
         rows = [row for row in csv.DictReader(file, delimiter="\t") if row["split"] == "train"]
@@ -82,9 +83,9 @@ def write_tables(tracks: Path, work: Path, late: int) -> tuple[Path, list[Path],
         path.write_text("path\tsequence\tframe\tlabel\n" + "".join(lines))
         return path
 
-    early = set(names[: len(names) - late])
-    first = table("early", early)
-    return first, [table(name, {name}) for name in names[len(early) :]], sum(r["sequence"] in early for r in rows)
+    begin, end = set(names[: len(names) - late][:early]), names[len(names) - late :]
+    first = table("early", begin)
+    return first, [table(name, {name}) for name in end], sum(r["sequence"] in begin for r in rows)
 
 
 def keep_asking(store: Path, picture: Path, done: threading.Event) -> tuple[Callable[[], None], dict[str, list[float]]]:
@@ -105,8 +106,8 @@ def keep_asking(store: Path, picture: Path, done: threading.Event) -> tuple[Call
     return loop, took
 
 
-def run(tracks: Path, work: Path, late: int, every_s: float) -> int:
-    store_path, (first, later, frames) = work / "store", write_tables(tracks, work, late)
+def run(tracks: Path, work: Path, early: int | None, late: int, every_s: float) -> int:
+    store_path, (first, later, frames) = work / "store", write_tables(tracks, work, early, late)
     watch, done = Watch(), threading.Event()
     picture = next((tracks / "stream").rglob("*.*g"))
     ask, took = keep_asking(store_path, picture, done)
@@ -171,11 +172,12 @@ def _say(what: str, seconds: Sequence[float]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tracks", type=Path)
+    parser.add_argument("--early", type=int, help="tracks ingested at the start; all but the late ones by default")
     parser.add_argument("--late", type=int, default=20, help="tracks that come one by one")
     parser.add_argument("--every", type=float, default=8.0, help="seconds between them")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cld-lag-") as work:
-        return run(asked.tracks.absolute(), Path(work), asked.late, asked.every)
+        return run(asked.tracks.absolute(), Path(work), asked.early, asked.late, asked.every)
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ class PublishSettings(_Section):
     batch: int = setting(256, "frames embedded at a time", ge=1)
     keep: int = setting(5, "newest snapshots kept beside the pinned ones", ge=1)
     groups: int = setting(256, "groups (spherical k-means over the group features) written beside the features", ge=1)
-    bn_batches: int = setting(16, "buffer batches that re-estimate batch-norm statistics of the averaged weights", ge=1)
+    bn_batches: int = setting(4, "buffer batches that re-estimate batch-norm statistics of the averaged weights", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ class Extender:
             return 0
         try:
             added = 0
-            while (found := self._segment()) is not None:
+            while (found := self._segment(most or _SEGMENT_FRAMES)) is not None:
                 added += found
                 if most is not None and added >= most:
                     break
@@ -57,7 +57,7 @@ class Extender:
         finally:
             lock.release()
 
-    def _segment(self) -> int | None:
+    def _segment(self, most: int) -> int | None:
         """One more segment; how many frames it has, or None when everything is covered."""
         latest = self._store.catalog.latest_snapshot()
         if latest is None:
@@ -69,8 +69,8 @@ class Extender:
         first, end = snapshot.covered(), self._store.catalog.next_id()
         if first >= end:
             return None
-        ids = self._store.catalog.live_ids(first, min(end, first + _SEGMENT_FRAMES))
-        stop = min(end, first + _SEGMENT_FRAMES)
+        stop = min(end, first + min(most, _SEGMENT_FRAMES))
+        ids = self._store.catalog.live_ids(first, stop)
         features, present = embed_frames(self._store, self._reader, embedder, ids)
         ids, features = ids[present], {space: values[present] for space, values in features.items()}
         labels = nearest_group(features["group"], snapshot.centroids())

@@ -28,8 +28,8 @@ from cld_stream.storage.store import Store
 __all__ = ["Keeper"]
 
 _SHOW_S = 0.25
-_HEARTBEAT_S = 5.0
-_EXTEND_FRAMES = 4096  # at a time: training must not wait long
+_HEARTBEAT_S = 2.0
+_EXTEND_FRAMES = 1024  # at a time: training must not wait long
 
 
 class _Every:
