@@ -29,7 +29,7 @@ __all__ = ["Keeper"]
 
 _SHOW_S = 0.25
 _HEARTBEAT_S = 2.0
-_EXTEND_FRAMES = 1024  # at a time: training must not wait long
+_EXTEND_FRAMES = 512  # at a time: training must not wait long
 
 
 class _Every:

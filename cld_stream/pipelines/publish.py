@@ -26,7 +26,7 @@ __all__ = ["Publication", "drop_gone", "embed_frames", "publish", "publish_check
 
 _SAMPLE = 64
 _LEAST_COSINE = 0.99
-_READ_AT_ONCE = 1024
+_AT_ONCE = 512  # frames: training must not wait long, nor the word to stop
 
 
 class Publication:
@@ -62,6 +62,7 @@ class Publication:
         self._encoder, self._weights, self._step, self._info = encoder, weights, step, dict(info or {})
         self._embedder = Embedder(encoder, weights, store.header.fit, device, self._settings.batch)
         self._lock = FileLock(store.path / "publisher.lock", "publisher")
+        self._parts: list[Features] = []  # of the chunk that is not whole yet
 
     def __enter__(self) -> Self:
         self._lock.acquire()
@@ -118,13 +119,18 @@ class Publication:
         return self._builder.rows_done
 
     def advance(self) -> bool:
-        """Embed the next few thousand frames; False when there are none left."""
+        """Embed the next few hundred frames; False when there are none left. What is durable are whole chunks."""
         rows = self._builder.next_rows()
         if rows is None:
             return False
-        ids = self._builder.ids[rows]
-        features, _ = embed_frames(self._store, self._reader, self._embedder, ids)
-        self._builder.write(rows, features)
+        begin = rows.start + sum(len(next(iter(part.values()))) for part in self._parts)
+        end = min(rows.stop, begin + _AT_ONCE)
+        features, _ = embed_frames(self._store, self._reader, self._embedder, self._builder.ids[begin:end])
+        self._parts.append(features)
+        if end < rows.stop:
+            return True
+        self._builder.write(rows, {s: np.concatenate([part[s] for part in self._parts]) for s in features})
+        self._parts.clear()
         return self._builder.next_rows() is not None
 
     def finish(self) -> Snapshot:
@@ -179,7 +185,7 @@ def publish(
     """A whole publication; arguments as of `Publication`.
 
     Args:
-        stop: asked every few thousand frames.
+        stop: asked every few hundred frames.
         on_progress: told (frames embedded, frames in all).
 
     Returns:
@@ -220,8 +226,8 @@ def embed_frames(
     """Features of stored frames, and which of them there still are; the rows of the others are zero."""
     out: Features = {s: np.zeros((len(ids), d), np.float16) for s, d in embedder.spaces.items()}
     present = np.zeros(len(ids), bool)
-    for start in range(0, len(ids), _READ_AT_ONCE):
-        part = np.arange(start, min(start + _READ_AT_ONCE, len(ids)))
+    for start in range(0, len(ids), _AT_ONCE):
+        part = np.arange(start, min(start + _AT_ONCE, len(ids)))
         rows = store.catalog.rows(ids[part])
         part = part[np.isin(ids[part], rows.ids)]
         pixels, there = reader.read(ids[part])

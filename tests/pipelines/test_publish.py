@@ -12,6 +12,7 @@ import pytest
 
 from cld_stream.config import PublishSettings
 from cld_stream.errors import CorruptError, LockHeldError, StoreError
+from cld_stream.pipelines import publish as publishing
 from cld_stream.pipelines.embed import Embedder, Features
 from cld_stream.pipelines.extend import Extender, extend
 from cld_stream.pipelines.publish import Publication, publish
@@ -164,6 +165,20 @@ def test_a_build_of_another_encoder_is_not_taken_over(tmp_path: Path, monkeypatc
     assert publish(store, ENCODER, weights(0), step=1, stop=lambda: True) is None
     snapshot = publish(store, ENCODER, weights(1), step=2)
     assert snapshot is not None
+    again = embedded_again(store, snapshot, snapshot.ids)["instance"]
+    np.testing.assert_allclose(snapshot.features("instance")[1].astype(float), again.astype(float), atol=2e-3)
+
+
+def test_a_publication_advances_in_pieces_smaller_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(publishing, "_AT_ONCE", 5)
+    store = small_store(tmp_path / "s")
+    with Publication(store, ENCODER, weights(), step=1) as work:
+        durable = []
+        while work.advance():
+            durable.append(work.rows_done)
+        snapshot = work.finish()
+    assert durable == [0, 0, 0, 16, 16, 16, 16, 32]
     again = embedded_again(store, snapshot, snapshot.ids)["instance"]
     np.testing.assert_allclose(snapshot.features("instance")[1].astype(float), again.astype(float), atol=2e-3)
 
