@@ -112,17 +112,27 @@ class EncoderSettings(_Section):
 class LossSettings(_Section):
     """L = instance term + cld_weight x cross-level term (Wang, Liu, Yu 2021)."""
 
+    branch: Literal["npid", "moco", "byol", "simclr"] = setting(
+        "npid", "instance branch: how a frame is told from all others"
+    )
+    negatives: int = setting(0, "npid: bank rows drawn as noise in a step; 0 = full softmax over all", ge=0)
+    queue: int = setting(16_384, "moco: keys in the queue", ge=1)
+    key_momentum: float = setting(
+        0.999, "moco, byol: momentum of the encoder of keys or targets; of a thousand steps or fewer it needs less",
+        ge=0, le=1,
+    )  # fmt: skip
     cld_weight: float = setting(1.0, "lambda, the weight of the cross-level term; 0 turns CLD off", ge=0)
     temperature_instance: float = setting(0.1, "T_I; smaller is sharper", gt=0)
     temperature_group: float = setting(0.2, "T_G; smaller is sharper", gt=0)
     groups: int = setting(64, "K, local groups in a batch", ge=1)
+    grouping: Literal["kmeans", "ncut"] = setting("kmeans", "how a batch is grouped: k-means, or normalised cuts")
     kmeans_iters: int = setting(5, "iterations of the local k-means", ge=1, le=100)
     bank_momentum: float = setting(0.5, "m of the memory bank: v <- norm(m v + (1 - m) f)", ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSettings(_Section):
-    """The two views of a frame. Probabilities are per sample."""
+    """The random views of a frame. Probabilities are per sample."""
 
     scale_min: float = setting(0.2, "least area of a random crop, as a share of the frame", gt=0, le=1)
     flip: float = setting(
@@ -138,6 +148,7 @@ class AugmentSettings(_Section):
     hue: float = setting(0.1, "strength, in turns of the colour wheel", ge=0, le=0.5)
     grey: float = setting(0.2, "probability of greyscale", ge=0, le=1)
     blur: float = setting(0.0, "probability of Gaussian blur", ge=0, le=1)
+    erase: float = setting(0.0, "probability that a random rectangle becomes the mean colour", ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,12 +166,14 @@ class BufferSettings(_Section):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings(_Section):
-    """SGD at a constant rate after warm-up: a stream has no end to anneal towards."""
+    """SGD. A stream has no end to anneal towards, so its rate is constant after warm-up; a cosine needs an end."""
 
     batch: int = setting(128, "frames in a step, fresh and replayed", ge=2)
     fresh: int = setting(16, "most new frames in a step", ge=1)
     lr: float = setting(0.06, "learning rate", gt=0)
     warmup_steps: int = setting(100, "steps over which the rate rises from lr/100", ge=0)
+    schedule: Literal["constant", "cosine"] = setting("constant", "the rate after the warm-up")
+    total_steps: int = setting(0, "steps until a cosine schedule reaches zero; of no meaning to a constant one", ge=0)
     momentum: float = setting(0.9, "SGD momentum", ge=0, le=1)
     weight_decay: float = setting(5e-4, "L2 penalty", ge=0)
     average_decay: float = setting(
@@ -173,6 +186,14 @@ class OptimSettings(_Section):
         "gpu", "bf16 autocast; `always` pays on CPUs with bf16 instructions"
     )
     seed: int = setting(0, "of every random choice", ge=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
+            raise ValueError(
+                f"total_steps must be > warmup_steps = {self.warmup_steps} under a cosine schedule, "
+                f"got {self.total_steps}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

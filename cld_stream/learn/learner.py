@@ -5,6 +5,7 @@ Randomness is a function of (seed, salt, clock): nothing else has to be saved to
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cld_stream.config import EncoderSettings, Settings
-from cld_stream.learn.augment import TwoViews, central_view
+from cld_stream.config import EncoderSettings, LossSettings, Settings
+from cld_stream.learn.augment import RandomViews, central_view
 from cld_stream.learn.average import WeightAverage, estimate_batch_norm
 from cld_stream.learn.bank import MemoryBank
+from cld_stream.learn.branches import Batch, make_branch
 from cld_stream.learn.buffer import EMPTY, Admission, Ids, ReplayBuffer
+from cld_stream.learn.descent import Descent
 from cld_stream.learn.encoder import Encoder, build_encoder
-from cld_stream.learn.losses import cross_level_loss, npid_loss
+from cld_stream.learn.groups import Grouping, local_kmeans
+from cld_stream.learn.losses import cross_level_loss
+from cld_stream.learn.ncut import normalised_cuts
+from cld_stream.learn.undo import Undo
 
 __all__ = ["Learner", "StepPlan", "StepReport"]
 
@@ -66,7 +72,7 @@ class StepReport:
 
 
 class Learner:
-    """NPID + CLD over a replay buffer (Wang, Liu, Yu 2021, section 3, made for a stream).
+    """An instance branch + CLD over a replay buffer (Wang, Liu, Yu 2021, section 3, made for a stream).
 
     Attributes:
         clock: steps tried; never goes back, not even when an old state is restored.
@@ -86,14 +92,17 @@ class Learner:
         with torch.random.fork_rng(devices=[]):  # the same start on every device
             torch.manual_seed(optim.seed)
             encoder = build_encoder(settings.encoder, weights)
+            branch = make_branch(settings, encoder)
         self.encoder: Encoder = encoder.to(self.device)
-        self.optimiser = torch.optim.SGD(
-            self.encoder.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-        )
+        self.branch = branch.to(self.device)
+        trained = dict(self.encoder.named_parameters())
+        trained |= {f"branch.{name}": p for name, p in self.branch.named_parameters()}
+        self.descent = Descent(trained, optim)
         self.average = WeightAverage(self.encoder, optim.average_decay)
         self.buffer = ReplayBuffer(rows, settings.buffer.policy)
         self.bank = MemoryBank(rows, settings.encoder.feature_dim, settings.loss.bank_momentum, self.device)
-        self.views = TwoViews(settings.augment, settings.encoder.crop)
+        self.views = RandomViews(settings.augment, settings.encoder.crop, self.branch.views)
+        self.grouping = _grouping(settings.loss)
 
     def plan(self, fresh: Iterable[int] = ()) -> StepPlan:
         """Decide a batch, changing nothing: admit the fresh frames first, then draw replays among those that stay."""
@@ -119,28 +128,25 @@ class Learner:
         if not 2 <= len(pixels) == len(aspect) == len(plan.ids):
             raise ValueError(f"the plan has {len(plan.ids)} frames, at least 2 are needed; got {len(pixels)}")
         s, slots = self.settings.loss, torch.from_numpy(plan.slots).to(self.device)
-        lr, undo = self._rate(), _Undo(self.encoder, self.bank)
+        newborn, lr, generator = self._newborn(plan, slots), self._rate(), self._generator()
+        undo = Undo(self.encoder, self.bank, born := slots[newborn])
 
-        x1, x2 = self.views(pixels, aspect, self._generator())
-        (f1, f2), (g1, g2) = self._features(x1, x2)
-        newborn = self._newborn(plan, slots)
-        born = slots[newborn]
-        undo.remember(born)
+        views = self.views(pixels, aspect, generator)
+        (f1, f2), (g1, g2) = self._features(*views[:2])
         self.bank.fill(born, (f1 + f2).detach()[newborn], self.clock)  # before their first gradient
-        bank = {"live_M": self.bank.live_M, "newborn_N": newborn}
-        instance = (
-            npid_loss(f1, self.bank.rows_MD, slots, s.temperature_instance, other_ND=f2, **bank)
-            + npid_loss(f2, self.bank.rows_MD, slots, s.temperature_instance, other_ND=f1, **bank)
-        ) / 2
+        ids = torch.from_numpy(plan.ids).to(self.device)
+        with self._autocast():
+            instance = self.branch(Batch(ids, slots, newborn, views, f1, f2, self.bank, generator))
         cld = instance.new_zeros(())
         if s.cld_weight > 0:
-            cld = cross_level_loss(g1, g2, s.groups, s.kmeans_iters, s.temperature_group)
+            cld = cross_level_loss(g1, g2, self.grouping, s.temperature_group)
         loss = instance + s.cld_weight * cld
 
-        ok = self._descend(loss, lr)  # SGD on the encoder, unless something is not finite
+        ok = self.descent.step(loss, lr)  # unless something is not finite
         if ok:
             old = ~newborn & (slots >= 0)
             self.bank.update(slots[old], f1.detach()[old], f2.detach()[old], self.clock)
+            self.branch.follow(self.encoder)
             self.average.follow(self.encoder)
             self.buffer.apply(plan.admission, self.clock)
             self.buffer.touch(plan.slots[plan.fresh :])
@@ -160,9 +166,11 @@ class Learner:
         return admission
 
     def forget(self, ids: Iterable[int]) -> Ids:
-        """Remove frames from buffer and bank; ids that are not there are ignored. Returns the freed slots."""
-        slots = self.buffer.drop(_ids(ids))
+        """Remove frames from buffer, bank and branch; ids that are not there are ignored. Returns the freed slots."""
+        gone = _ids(ids)
+        slots = self.buffer.drop(gone)
         self.bank.kill(torch.from_numpy(slots).to(self.device))
+        self.branch.forget(torch.from_numpy(gone).to(self.device))
         return slots
 
     def draw(self, n: int) -> Ids:
@@ -188,14 +196,15 @@ class Learner:
 
     def state_dict(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Everything that the next step depends on: arrays by name, and plain numbers as JSON holds them."""
-        arrays = {f"encoder.{n}": _numpy(t) for n, t in self.encoder.state_dict().items()}
-        arrays |= {f"average.{n}": _numpy(t) for n, t in self.average.state_dict().items()}
-        arrays |= {f"bank.{n}": _numpy(t) for n, t in self.bank.state_dict().items()}
+        tensors = {
+            "encoder": self.encoder.state_dict(),
+            "branch": self.branch.state_dict(),
+            "average": self.average.state_dict(),
+            "bank": self.bank.state_dict(),
+            "momentum": self.descent.state_dict(),
+        }
+        arrays = {f"{part}.{n}": _numpy(t) for part, state in tensors.items() for n, t in state.items()}
         arrays |= {f"buffer.{n}": a for n, a in self.buffer.state_dict().items()}
-        for name, parameter in self.encoder.named_parameters():
-            velocity = self.optimiser.state[parameter].get("momentum_buffer")
-            if velocity is not None:
-                arrays[f"momentum.{name}"] = _numpy(velocity)
         numbers = {name: getattr(self, name) for name in _NUMBERS}
         return arrays, numbers | {"averaged": self.average.updates}
 
@@ -210,37 +219,24 @@ class Learner:
             part, _, name = key.partition(".")
             parts.setdefault(part, {})[name] = array if part == "buffer" else torch.from_numpy(np.array(array))
         self.encoder.load_state_dict(parts["encoder"])
+        self.branch.load_state_dict(parts.get("branch", {}))
         self.average.load_state_dict(parts["average"], numbers["averaged"])
         self.bank.load_state_dict(parts["bank"])
         self.buffer.load_state_dict(parts["buffer"])
-        self.optimiser.state.clear()
-        for name, parameter in self.encoder.named_parameters():
-            if name in parts.get("momentum", {}):
-                velocity = torch.empty_like(parameter).copy_(parts["momentum"][name])
-                self.optimiser.state[parameter]["momentum_buffer"] = velocity
+        self.descent.load_state_dict(parts.get("momentum", {}))
         for name in _NUMBERS:
             setattr(self, name, numbers[name])
 
     def _features(self, *views: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Instance and group features of each view, in float32, from one pass."""
         self.encoder.train()
-        amp = self.settings.optim.amp in ("always", self.device.type.replace("cuda", "gpu"))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
+        with self._autocast():
             out = self.encoder(self._layout(torch.cat(views)))
         return out.instance_Nd.float().chunk(len(views)), out.group_Nd.float().chunk(len(views))
 
-    def _descend(self, loss: Tensor, lr: float) -> bool:
-        """A step of SGD, unless the loss or a gradient is not finite."""
-        self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        grads = [p.grad for p in self.encoder.parameters() if p.grad is not None]
-        finite = torch.stack([norm.isfinite() for norm in torch._foreach_norm(grads)]).all()
-        ok = bool(finite & loss.isfinite())
-        if ok:
-            self.optimiser.param_groups[0]["lr"] = lr
-            self.optimiser.step()
-        self.optimiser.zero_grad()
-        return ok
+    def _autocast(self) -> torch.autocast:
+        amp = self.settings.optim.amp in ("always", self.device.type.replace("cuda", "gpu"))
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=amp)
 
     def _newborn(self, plan: StepPlan, slots: Tensor) -> Tensor:
         """Frames with a slot whose bank row is not theirs yet: fresh ones, and those only remembered so far."""
@@ -248,10 +244,7 @@ class Learner:
         return (slots >= 0) & (fresh | ~self.bank.live_M[slots.clamp(min=0)])
 
     def _rate(self) -> float:
-        """Linear from lr/100 over the warm-up, then constant."""
-        optim = self.settings.optim
-        risen = min(1.0, self.updates / optim.warmup_steps) if optim.warmup_steps else 1.0
-        return optim.lr * self.rate * (0.01 + 0.99 * risen)
+        return self.descent.lr(self.updates) * self.rate
 
     def _entropy(self, purpose: int) -> np.random.SeedSequence:
         return np.random.SeedSequence([self.settings.optim.seed, self.salt, self.clock, purpose])
@@ -267,27 +260,14 @@ class Learner:
         return x.contiguous(memory_format=torch.channels_last)
 
 
-class _Undo:
-    """What a step changes before it knows that its loss is finite: batch-norm statistics and newborn bank rows."""
-
-    def __init__(self, encoder: Encoder, bank: MemoryBank) -> None:
-        self._statistics = [(b, b.clone()) for b in encoder.buffers()]
-        self._bank = bank
-
-    def remember(self, slots: Tensor) -> None:
-        """Keep what stands in these bank rows."""
-        self._slots = slots
-        self._rows = {name: t[slots] for name, t in self._bank.state_dict().items()}
-
-    def __call__(self) -> None:
-        """Put it all back."""
-        for buffer, before in self._statistics:
-            buffer.copy_(before)
-        for name, tensor in self._bank.state_dict().items():
-            tensor[self._slots] = self._rows[name]
-
-
 _NUMBERS = ("clock", "updates", "salt", "rate", "cbp")
+
+
+def _grouping(loss: LossSettings) -> Grouping:
+    """How the rows of one view fall into local groups."""
+    if loss.grouping == "ncut":
+        return partial(normalised_cuts, k=loss.groups, eigenvectors=loss.groups, iters=loss.kmeans_iters)
+    return partial(local_kmeans, k=loss.groups, iters=loss.kmeans_iters)
 
 
 def _ids(ids: Iterable[int]) -> Ids:

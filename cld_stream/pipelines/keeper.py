@@ -12,7 +12,6 @@ import torch
 from cld_stream.config import Settings, as_toml
 from cld_stream.errors import CldError, LockHeldError
 from cld_stream.learn.feed import Feed
-from cld_stream.learn.groups import local_kmeans
 from cld_stream.learn.learner import Learner, StepReport
 from cld_stream.learn.probes import effective_rank, feature_std
 from cld_stream.pipelines.extend import Extender
@@ -219,7 +218,7 @@ class Keeper:
         s, now = self._settings.loss, time.monotonic()
         groups = 0
         if s.cld_weight > 0:
-            labels, _ = local_kmeans(report.group_features, s.groups, s.kmeans_iters)
+            labels, _ = self._learner.grouping(report.group_features)
             groups = int(torch.unique(labels).numel())
         self._health = groups, feature_std(report.features), effective_rank(report.features)
         elapsed = max(now - self._since, 1e-6)

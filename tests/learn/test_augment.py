@@ -15,7 +15,7 @@ from cld_stream.learn.augment import (
     RATIOS,
     STD,
     Boxes,
-    TwoViews,
+    RandomViews,
     central_view,
     random_boxes,
     resized_crops,
@@ -119,7 +119,7 @@ def test_jittered_colours_are_distributed_as_torchvisions() -> None:
     n = 1500
     x = frames(1, 8).expand(n, -1, -1, -1).contiguous()
     settings = AugmentSettings(**{**PLAIN, "jitter": 0.8, "grey": 0.2})
-    views = TwoViews(settings, 16)
+    views = RandomViews(settings, 16)
     ours = torch.cat(  # the order of the jitters is one for a batch: many small batches
         [pixels(views(x[i : i + 10], torch.ones(10), seeded(i))[0]) for i in range(0, n, 10)]
     )
@@ -130,7 +130,7 @@ def test_jittered_colours_are_distributed_as_torchvisions() -> None:
             v2.RandomGrayscale(0.2),
         ]
     )
-    start = pixels(TwoViews(AugmentSettings(**PLAIN), 16)(x[:1], torch.ones(1), seeded())[0])[0]
+    start = pixels(RandomViews(AugmentSettings(**PLAIN), 16)(x[:1], torch.ones(1), seeded())[0])[0]
     theirs = torch.stack([theirs_of(start) for _ in range(n)])
     statistics: list[Callable[[Tensor], Tensor]] = [
         lambda v: v.mean((2, 3)),  # brightness of each colour
@@ -147,7 +147,7 @@ def test_jittered_colours_are_distributed_as_torchvisions() -> None:
 def test_chances_are_per_sample(name: str, share: float) -> None:
     x = frames(1, 16).expand(1000, -1, -1, -1).contiguous()
     changed, plain = (
-        TwoViews(AugmentSettings(**{**PLAIN, name: p}), 16)(x, torch.ones(1000), seeded(8))[0] for p in (share, 0.0)
+        RandomViews(AugmentSettings(**{**PLAIN, name: p}), 16)(x, torch.ones(1000), seeded(8))[0] for p in (share, 0.0)
     )
     differ = (changed - plain).abs().amax((1, 2, 3)) > 1e-3
     assert float(differ.float().mean()) == pytest.approx(share, abs=0.06)
@@ -155,7 +155,7 @@ def test_chances_are_per_sample(name: str, share: float) -> None:
 
 def test_views_are_two_and_differ_and_depend_on_the_generator_alone() -> None:
     x, aspect = frames(6), torch.linspace(0.5, 2, 6)
-    views = TwoViews(AugmentSettings(blur=0.5), 32)
+    views = RandomViews(AugmentSettings(blur=0.5), 32)
     torch.manual_seed(0)
     x1, x2 = views(x, aspect, seeded(9))
     torch.manual_seed(1)
