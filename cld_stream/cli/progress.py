@@ -14,6 +14,7 @@ from cld_stream.cli.output import answer, console, safe
 from cld_stream.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from cld_stream.pipelines.evaluate import EvalProgress
     from cld_stream.pipelines.ingest import IngestProgress, IngestReport
     from cld_stream.pipelines.train import TrainProgress, TrainReport
 
@@ -87,6 +88,15 @@ class TrainDisplay(_Display):
         ]  # fmt: skip
         line = ", ".join(f"{name} {value}" for name, value in pairs)
         self._show(_panel(f"Train  {p.state}", share, pairs), f"train ({p.state}): {line}")
+
+
+class EvalDisplay(_Display):
+    """Which probe is at work, and how far it is."""
+
+    def __call__(self, p: "EvalProgress") -> None:
+        """Show where the evaluation is."""
+        share, done = p.done / p.total if p.total else 1.0, f"{p.done:,} of {p.total:,}"
+        self._show(_panel(f"Eval  {p.stage}", share, [("done", done)]), f"eval: {p.stage} {done}")
 
 
 def print_ingest_summary(report: "IngestReport", *, dry_run: bool) -> None:

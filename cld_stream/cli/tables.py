@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from cld_stream.cli.output import safe
+from cld_stream.cli.output import answer, console, safe
 
 if TYPE_CHECKING:
+    from cld_stream.pipelines.evaluate import EvalReport
     from cld_stream.pipelines.neighbours import Hit
 
 
@@ -32,6 +33,33 @@ def print_hits(hits: "Sequence[Hit]") -> None:
         ("rank>", "similarity>", "source", "at>", "taken", "frame>"),
         [(h.rank, f"{h.similarity:.3f}", h.source, clock(h.time_s), when(h.wall_utc), h.frame) for h in hits],
     )
+
+
+def print_eval(report: "EvalReport") -> None:
+    """Print what the probes say: the encoder and the protocol, then a line a number."""
+    encoder = f"snapshot {report.snapshot}" if report.snapshot else f"checkpoint {report.checkpoint}"
+    judged = f"{report.frames:,} frames of {report.sequences:,} sequences"
+    by = f", {len(report.classes)} classes; {report.protocol}" if report.protocol else ", without labels"
+    answer(safe(f"{encoder}, step {report.step:,}, space {report.space}: {judged}{by}"))
+    if report.numbers:
+        answer("")
+        print_table(
+            ("probe", "value>", "range", "better", "n>", "what it says"),
+            [(n.name, f"{n.value:.3f}", f"{n.low:g} to {n.high:g}", n.better, f"{n.n:,}", n.meaning)
+             for n in report.numbers],
+        )  # fmt: skip
+    if report.skipped:
+        some = "; ".join(f"{path}: {reason}" for path, reason in report.skipped[:3])
+        more = f"; and {len(report.skipped) - 3:,} more (--json names all)" if len(report.skipped) > 3 else ""
+        _note(f"{len(report.skipped):,} pictures were skipped: {some}{more}")
+    for note in report.notes:
+        _note(note)
+    if report.stopped:
+        _note("Stopped before the end, as asked; nothing was written.")
+
+
+def _note(text: str) -> None:
+    console.print(safe(text), markup=False, soft_wrap=True)
 
 
 def clock(seconds: float) -> str:
