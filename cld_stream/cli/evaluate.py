@@ -26,7 +26,7 @@ def evaluate(
     ] = None,
     snapshot: Annotated[str, typer.Option(help="Snapshot id.")] = "latest",
     checkpoint: Annotated[
-        str | None, typer.Option(help="Judge a checkpoint instead: its step, or latest.", metavar="STEP")
+        str | None, typer.Option(help="Judge a checkpoint instead: its step, or latest.", metavar="STEP|latest")
     ] = None,
     space: Annotated[str, typer.Option(help="instance, group or backbone.")] = "instance",
     probes: Annotated[

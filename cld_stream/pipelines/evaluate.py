@@ -177,12 +177,12 @@ def _usable(
     where = labels or report.store
     wanted = [name for name in chosen if name in LABELLED]
     asked = [name for name in wanted if labels is not None or name in names]
-    if frames < 2:
-        raise UsageError(f"{where}: one frame only; probes compare frames. Give more.")
     if plan.unusable:
         if asked:
             advice = "See docs/eval.md, or ask for --probes that need no labels."
             raise UsageError(f"{where}: {plan.unusable}; {', '.join(asked)} need labels to judge by. {advice}")
+        if frames < 2:
+            raise UsageError(f"{where}: one frame only; probes compare frames. Give more.")
         report.notes.append(f"Only probes without labels: {plan.unusable}. Give --labels FOLDER for the others.")
         return [name for name in chosen if name not in LABELLED]
     report.labels, report.protocol = labels or "store", plan.protocol
