@@ -109,12 +109,12 @@ def load_checkpoint(store_path: Path, step: int | None = None) -> Checkpoint:
         CorruptError: the one asked for, or every one, is damaged.
         FormatTooNewError: written by a newer release.
     """
-    found = _directories(store_path)
-    if step is not None:
-        found = {s: path for s, path in found.items() if s == step}
+    known = _directories(store_path)
+    found = {s: path for s, path in known.items() if step in (None, s)}
     if not found:
         which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        raise StoreNotFoundError(f"{store_path}: {which}. `cld-stream train` makes them.")
+        there = f"; there are {', '.join(map(str, sorted(known)))}" if known else ""
+        raise StoreNotFoundError(f"{store_path}: {which}{there}. `cld-stream train` makes them.")
     damage: list[str] = []
     for number in sorted(found, reverse=True):
         try:

@@ -77,6 +77,12 @@ MISTAKES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "status without a store": ("status --store nowhere", 2, ("nowhere", "ingest")),
     "a store that is a file": ("status --store bad.tsv", 2, ("bad.tsv",)),
     "broken files under --strict": ("ingest media --strict --retry-broken", 4, ("broken",)),
+    "judge before training": ("eval", 2, ("snapshot", "train")),
+    "judge a checkpoint before training": ("eval --checkpoint latest", 2, ("no checkpoint", "train")),
+    "a checkpoint that makes no sense": ("eval --checkpoint new", 2, ("new", "step", "latest")),
+    "a checkpoint and a snapshot": ("eval --checkpoint 3 --snapshot 2019", 2, ("--snapshot", "--checkpoint")),
+    "unknown probe": ("eval --probes linear,kn", 2, ("kn", "did you mean knn")),
+    "unknown space of an evaluation": ("eval --space colour", 2, ("colour", "instance")),
     "unknown recipe": ("config --recipe tpu", 2, ("tpu", "cpu")),
 }
 
