@@ -56,7 +56,9 @@ def main() -> None:
         console.quiet = False
         fail(str(e))
         sys.exit(e.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as e:
+        if isinstance(e, SystemExit) and e.code != 130:  # with 130 Typer ends on Ctrl-C, without a word
+            raise
         console.quiet = False
         fail("Ended at once, as asked. What was committed is safe; the same command goes on from there.")
         os._exit(130)

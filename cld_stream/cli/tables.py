@@ -37,12 +37,9 @@ def print_hits(hits: "Sequence[Hit]") -> None:
 
 def print_eval(report: "EvalReport") -> None:
     """Print what the probes say: the encoder and the protocol, then a line a number."""
-    encoder = f"snapshot {report.snapshot}" if report.snapshot else f"checkpoint {report.checkpoint}"
-    judged = f"{report.frames:,} frames of {report.sequences:,} sequences"
-    by = f", {len(report.classes)} classes; {report.protocol}" if report.protocol else ", without labels"
-    answer(safe(f"{encoder}, step {report.step:,}, space {report.space}: {judged}{by}"))
+    if report.frames:
+        answer(safe(_judged(report)) + "\n")
     if report.numbers:
-        answer("")
         print_table(
             ("probe", "value>", "range", "better", "n>", "what it says"),
             [(n.name, f"{n.value:.3f}", f"{n.low:g} to {n.high:g}", n.better, f"{n.n:,}", n.meaning)
@@ -51,11 +48,19 @@ def print_eval(report: "EvalReport") -> None:
     if report.skipped:
         some = "; ".join(f"{path}: {reason}" for path, reason in report.skipped[:3])
         more = f"; and {len(report.skipped) - 3:,} more (--json names all)" if len(report.skipped) > 3 else ""
-        _note(f"{len(report.skipped):,} pictures were skipped: {some}{more}")
+        _note(f"Skipped {len(report.skipped):,} of {report.frames + len(report.skipped):,} pictures: {some}{more}")
     for note in report.notes:
         _note(note)
     if report.stopped:
         _note("Stopped before the end, as asked; nothing was written.")
+
+
+def _judged(report: "EvalReport") -> str:
+    encoder = f"snapshot {report.snapshot}" if report.snapshot else f"checkpoint {report.checkpoint}"
+    alone = report.sequences == report.frames
+    frames = f"{report.frames:,} frames" + ("" if alone else f" of {report.sequences:,} sequences")
+    by = f"{len(report.classes)} classes; {report.protocol}" if report.protocol else "without labels"
+    return f"{encoder}, step {report.step:,}, space {report.space}: {frames}, {by}"
 
 
 def _note(text: str) -> None:
