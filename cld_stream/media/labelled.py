@@ -49,6 +49,8 @@ def read_labelled(text: str) -> list[LabelledPicture]:
     path, where = split_filter(text)
     if path.is_dir():
         table = path / _TABLE
+        if where and not table.is_file():
+            raise UsageError(f"{text}: only a table can be filtered with `?`, and there is no {_TABLE} in the folder.")
         try:
             return _read_table(table, where) if table.is_file() else _read_folder(path)
         except OSError as error:

@@ -1,15 +1,14 @@
 """Say what an encoder is worth: on the store's own frames, or on labelled pictures from outside."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cld_stream.errors import UsageError
 from cld_stream.pipelines.embed import Embedder
-from cld_stream.pipelines.evaluate_frames import labelled_pictures, own_frames
+from cld_stream.pipelines.evaluate_frames import JudgedFrames, Tell, labelled_pictures, own_frames
 from cld_stream.pipelines.evaluate_probes import LABELLED, NEIGHBOURS, PROBES, Number, Problem, choose_probes
 from cld_stream.pipelines.evaluate_rounds import Plan, plan_rounds
 from cld_stream.pipelines.snapshots import open_snapshot
@@ -117,23 +116,14 @@ def evaluate(
         report = EvalReport(
             str(store_path), judge.snapshot.id if judge.snapshot else None, judge.checkpoint, judge.step, space
         )
-        with _until_stopped(report):
+        try:
             if labels is None:
                 frames = own_frames(store, reader, judge.embedder, judge.snapshot, tell)
             else:
                 frames = labelled_pictures(store.header, judge.embedder, labels, tell)
-            plan = plan_rounds(frames)
-            chosen = _usable(plan, chosen, names, len(frames), labels, report)
-            report.frames, report.sequences = len(frames), int(frames.sequence.max()) + 1
-            report.classes, report.skipped = frames.classes, frames.skipped
-            centroids = judge.snapshot.centroids() if judge.snapshot else None
-            problem = Problem(frames, judge.embedder, space, plan, centroids, judge.groups, device)
-            for name in chosen:
-                tell(name, 0, 1)
-                found = PROBES[name](problem, tell)
-                report.numbers += found
-                if not found:
-                    report.notes.append(f"{name}: no two frames of one sequence, or nothing but their near-repeats.")
+            _probe(judge, frames, _usable(frames, chosen, names, labels, report), report, device, tell)
+        except _StoppedError:
+            report.stopped = True
     report.seconds = round(time.monotonic() - began, 1)
     return report
 
@@ -167,24 +157,27 @@ def _judge(store: Store, snapshot: str, checkpoint: int | str | None, device: st
 
 
 def _usable(
-    plan: Plan, chosen: list[str], names: Sequence[str], frames: int, labels: str | None, report: EvalReport
-) -> list[str]:
-    """The probes that can be run. What was not asked for by name may be left out, with a note.
+    frames: JudgedFrames, chosen: list[str], names: Sequence[str], labels: str | None, report: EvalReport
+) -> tuple[Plan, list[str]]:
+    """Who asks whom, and the probes that can be run. What was not asked for by name may be left out, with a note.
 
     Raises:
         UsageError: one that was asked for cannot be run.
     """
-    where = labels or report.store
+    report.frames, report.sequences = len(frames), int(frames.sequence.max()) + 1
+    report.classes, report.skipped = frames.classes, frames.skipped
+    plan, where = plan_rounds(frames), labels or report.store
     wanted = [name for name in chosen if name in LABELLED]
     asked = [name for name in wanted if labels is not None or name in names]
     if plan.unusable:
         if asked:
             advice = "See docs/eval.md, or ask for --probes that need no labels."
             raise UsageError(f"{where}: {plan.unusable}; {', '.join(asked)} need labels to judge by. {advice}")
-        if frames < 2:
+        if len(frames) < 2:
             raise UsageError(f"{where}: one frame only; probes compare frames. Give more.")
-        report.notes.append(f"Only probes without labels: {plan.unusable}. Give --labels FOLDER for the others.")
-        return [name for name in chosen if name not in LABELLED]
+        if wanted:
+            report.notes.append(f"Only probes without labels: {plan.unusable}. Give --labels FOLDER for the others.")
+        return plan, [name for name in chosen if name not in LABELLED]
     report.labels, report.protocol = labels or "store", plan.protocol
     report.notes += plan.notes
     smallest = min(len(one.gallery) for one in plan.rounds)
@@ -194,13 +187,20 @@ def _usable(
             others = ",".join(name for name in chosen if name != "knn") or "linear"
             raise UsageError(f"{where}: {why}. Give more pictures, or leave it out: --probes {others}")
         report.notes.append(f"knn is left out: {why}.")
-        return [name for name in chosen if name != "knn"]
-    return chosen
+        return plan, [name for name in chosen if name != "knn"]
+    return plan, chosen
 
 
-@contextmanager
-def _until_stopped(report: EvalReport) -> Iterator[None]:
-    try:
-        yield
-    except _StoppedError:
-        report.stopped = True
+def _probe(
+    judge: _Judge, frames: JudgedFrames, usable: tuple[Plan, list[str]], report: EvalReport, device: str, tell: Tell
+) -> None:
+    """Run the probes one after another; the report grows."""
+    plan, chosen = usable
+    centroids = judge.snapshot.centroids() if judge.snapshot else None
+    problem = Problem(frames, judge.embedder, report.space, plan, centroids, judge.groups, device)
+    for name in chosen:
+        tell(name, 0, 1)
+        found = PROBES[name](problem, tell)
+        report.numbers += found
+        if not found:
+            report.notes.append(f"{name}: no two frames of one sequence, or nothing but their near-repeats.")

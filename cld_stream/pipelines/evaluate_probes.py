@@ -31,7 +31,7 @@ NEIGHBOURS, SIGMA = 20, 0.1
 APART = 32
 """Frames of one sequence that are fewer apart are near-repeats, and no distractors of each other."""
 
-_MOST_ROWS, _MOST_QUESTIONS, _AT_ONCE = 8192, 2048, 256
+_MOST_ROWS, _MOST_QUESTIONS, _MOST_TUNED, _AT_ONCE = 8192, 2048, 10_000, 256
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,7 @@ def _purity(p: Problem, tell: Tell) -> list[Number]:
 def _fine_tuning(share: float, p: Problem, tell: Tell) -> list[Number]:
     name, one = f"fine-tuning-{share * 100:g}", p.plan.rounds[0]
     shown = one.gallery[probes.choose_labelled(torch.from_numpy(p.frames.label[one.gallery]), share).numpy()]
+    shown = spread(shown, _MOST_TUNED)  # in memory as pixels; the steps draw about twice as many
     pixels, aspect = p.frames.pixels(shown)
     crop, shape = p.embedder.crop, torch.from_numpy(p.embedder.true_shapes(aspect))
     label = torch.from_numpy(p.frames.label[shown])

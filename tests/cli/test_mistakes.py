@@ -4,6 +4,8 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +150,17 @@ def test_the_lock_is_a_kernel_lock(cli: Cli, home: Path) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert cli("ingest", "media").code == 3
     assert cli("ingest", "media").code == 0
+
+
+def test_ctrl_c_ends_with_a_word_and_without_a_traceback() -> None:
+    code = (
+        "import sys, cld_stream.pipelines.status as status\n"
+        "from cld_stream.cli import main\n"
+        "def pressed(store): raise KeyboardInterrupt\n"
+        "status.status, sys.argv = pressed, ['cld-stream', 'status']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.startswith("Ended at once")
+    assert len(done.stderr.splitlines()) == 1
