@@ -202,7 +202,8 @@ def _fine_tuning(share: float, p: Problem, tell: Tell) -> list[Number]:
             found = model(central_view(torch.from_numpy(pixels).to(p.device), shape, crop)).argmax(1)
         right += int((found == p.label[p.rows(asked)]).sum())
         tell(f"{name}, asking", int(np.searchsorted(one.asked, asked[-1])) + 1, len(one.asked))
-    meaning = f"share of right answers after training on {len(shown):,} labels ({share:.0%}); first round only"
+    meaning = f"share of right answers after training on {len(shown):,} labels ({share:.0%})"
+    meaning += "; fold 1 asks" if len(p.plan.rounds) > 1 else ""
     return [_share(name, right / len(one.asked), len(one.asked), meaning)]
 
 
