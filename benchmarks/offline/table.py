@@ -78,7 +78,7 @@ def write(file: Path, scale: str, lines: Sequence[Line], wanted: Sequence[Cell])
     file.write_text("\n".join([*page, "", notes, ""]))
 
 
-_SWEEP = """One seed, balanced set of {images:,} images, kNN (k 200) of 2,000 held-out train images that no set contains;
+_SWEEP = """One seed, balanced set of {images:,} images, kNN (k 200) of 2,000 held-out train images in no set;
 the rates are for a batch of 128, the same grid for every method. Chosen: {rates}."""
 
 
