@@ -129,7 +129,8 @@ class Learner:
             raise ValueError(f"the plan has {len(plan.ids)} frames, at least 2 are needed; got {len(pixels)}")
         s, slots = self.settings.loss, torch.from_numpy(plan.slots).to(self.device)
         newborn, lr, generator = self._newborn(plan, slots), self._rate(), self._generator()
-        undo = Undo(self.encoder, self.bank, born := slots[newborn])
+        born = slots[newborn]
+        undo = Undo(self.encoder, self.bank, born)
 
         views = self.views(pixels, aspect, generator)
         (f1, f2), (g1, g2) = self._features(*views[:2])
