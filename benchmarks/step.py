@@ -110,7 +110,9 @@ class Bench:
             cross_level_loss(g1, g2, learner.grouping, s.loss.temperature_group).backward()  # type: ignore[no-untyped-call]
 
         def finite_and_sgd() -> None:
-            torch.stack([norm.isfinite() for norm in torch._foreach_norm([p.grad for p in parameters])]).all().item()
+            torch.stack(
+                [norm.isfinite() for norm in torch._foreach_norm([p.grad for p in parameters if p.grad is not None])]
+            ).all().item()
             optimiser.step()
 
         def bank() -> None:
