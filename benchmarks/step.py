@@ -87,7 +87,7 @@ class Bench:
         encoder, began = self.learner.encoder.train(), self.clock()
         with self.learner._autocast():
             out = encoder(self.views)
-        (out.instance_Nd.sum() + out.group_Nd.sum()).backward()  # type: ignore[no-untyped-call]
+        (out.instance_Nd.sum() + out.group_Nd.sum()).backward()
         seconds = self.clock() - began
         encoder.zero_grad()
         return seconds

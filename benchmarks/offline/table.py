@@ -74,9 +74,9 @@ def write(file: Path, scale: str, lines: Sequence[Line], wanted: Sequence[Cell])
     file.write_text("\n".join([*page, "", notes, ""]))
 
 
-_SWEEP = """One seed, balanced set of {images:,} images, {epochs} epochs, kNN (k 200) of 2,000 held-out train images that
-are in no set; the rates are for a batch of 128, the same grid for every method and lambda. The best of each is used above
-(without CLD, with CLD): {rates}."""
+_SWEEP = """One seed, balanced set of {images:,} images, {epochs} epochs, kNN (k 200) of 2,000 held-out train images
+that are in no set; the rates are for a batch of 128, the same grid for every method and lambda. The best of each is
+used above (without CLD, with CLD): {rates}."""
 
 
 def _preamble(scale: str, mine: Sequence[Line], wanted: Sequence[Cell]) -> list[str]:
