@@ -22,7 +22,7 @@ _BLOCK = 8192
 _HALVING = 3
 """Rounds of 2-means that cut a group in two."""
 
-_WORTH = 2.0
+_WORTH = 1.5
 """A group is given up for another one's split only if the split gains this many times what giving up costs."""
 
 _SAME = 0.5
@@ -117,6 +117,8 @@ class IncrementalKMeans:
     def refine(self, rows_MD: Tensor, live_M: Tensor, rng: torch.Generator, rounds: int = 1) -> None:
         """Fit the groups to all live rows, starting from where they stand, and label every slot anew.
 
+        Afterwards `means_KD` are the means of the rows that carry each label.
+
         Args:
             rows_MD, live_M: of the bank. Rows that are not finite count as dead.
             rng: decides where groups are cut. The same state, rows and generator give the same groups, bit for bit.
@@ -135,7 +137,8 @@ class IncrementalKMeans:
                 self._round(x_ND, rng)
                 if done + 1 >= rounds and len(self) == before:
                     break
-            self.group_M[live_N] = self.predict(x_ND)
+            self.group_M[live_N] = label_N = self.predict(x_ND)
+            self._average(x_ND, label_N)
             lost_K = F.cosine_similarity(self.means_KD, self._anchor_KD) < _SAME
             self._rename(lost_K.nonzero()[:, 0])
             self._anchor_KD = self.means_KD.clone()
@@ -185,18 +188,23 @@ class IncrementalKMeans:
         self.identity_K[places] = torch.arange(self.opened, self.opened + len(places), device=places.device)
         self.opened += len(places)
 
+    def _average(self, x_ND: Tensor, label_N: Tensor) -> Tensor:
+        """Give each group the mean of its rows; an empty one stays. Returns the sizes (K)."""
+        size_K = torch.bincount(label_N, minlength=len(self))
+        mean_KD = segment_means(x_ND, label_N, len(self))
+        self.means_KD = torch.where(size_K[:, None] > 0, mean_KD, self.means_KD)
+        return size_K
+
     def _round(self, x_ND: Tensor, rng: torch.Generator) -> None:
         """One Lloyd round, and the moves that pay: the least useful places go to halves of crowded groups."""
         k = len(self)
         centroids_KD = self.centroids()
         label_N, near_N, next_N = _two_nearest(x_ND, centroids_KD)
-        size_K = torch.bincount(label_N, minlength=k)
-        mean_KD = segment_means(x_ND, label_N, k)
-        self.means_KD = torch.where(size_K[:, None] > 0, mean_KD, self.means_KD)
+        size_K = self._average(x_ND, label_N)
 
         # |sum of a group's rows| = sum of their cosines with its centroid, so halves need no second look at the rows
         half_HD, half_H = self._cut(x_ND, label_N, near_N, rng)
-        worth_K = size_K * mean_KD.norm(dim=1)
+        worth_K = size_K * self.means_KD.norm(dim=1)
         gain_K = (half_H * half_HD.norm(dim=1)).view(k, 2).sum(1) - worth_K - TIE * size_K
         cost_K = worth_K - size_K * segment_means(next_N[:, None], label_N, k)[:, 0]
         heir_K = (centroids_KD @ centroids_KD.T).fill_diagonal_(-torch.inf).argmax(1)
