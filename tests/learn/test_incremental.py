@@ -197,6 +197,16 @@ def test_a_crowded_group_is_split_at_the_cost_of_two_that_share_a_cluster() -> N
     assert groups.opened == 5
 
 
+def test_the_half_that_stands_where_the_group_stood_keeps_its_identity_even_if_it_is_the_smaller_one() -> None:
+    old, new = clusters(axes(1), [20], 0), clusters(axes(2)[1:], [60], 1)
+    groups = IncrementalKMeans(2, 16, 80, rows_per_group=20)
+    refine(groups, old)
+    assert identities(groups, slice(0, 20)) == {0}
+    refine(groups, torch.cat([old, new]))
+    assert identities(groups, slice(0, 20)) == {0}
+    assert identities(groups, slice(20, 80)) == {1}
+
+
 def test_the_number_of_groups_grows_with_the_rows_up_to_the_most() -> None:
     groups = IncrementalKMeans(10, 8, 400, rows_per_group=20)
     found = []
