@@ -126,6 +126,13 @@ class LossSettings(_Section):
     temperature_group: float = setting(0.2, "T_G; smaller is sharper", gt=0)
     groups: int = setting(64, "K, local groups in a batch", ge=1)
     grouping: Literal["kmeans", "ncut"] = setting("kmeans", "how a batch is grouped: k-means, or normalised cuts")
+    cross_level: Literal["local", "bank", "both"] = setting(
+        "local", "groups that a view must find: those of the batch, persistent ones over the bank, or half of each"
+    )
+    bank_groups: int = setting(256, "persistent groups over the bank", ge=1)
+    bank_refine_steps: int = setting(
+        50, "steps between their refinements; about 6% of the rows may change in between", ge=1
+    )
     kmeans_iters: int = setting(5, "iterations of the local k-means", ge=1, le=100)
     bank_momentum: float = setting(0.5, "m of the memory bank: v <- norm(m v + (1 - m) f)", ge=0, le=1)
 
