@@ -23,6 +23,8 @@ __all__ = ["NoVideoError", "Plan", "cell_of", "in_words", "make_plan", "open_con
 av.logging.set_level(av.logging.PANIC)  # reasons are reported, FFmpeg's chatter is not
 
 Mode = Literal["keys", "references", "all"]
+# PyAV before 19 stumbles over tags that are not UTF-8 unless told otherwise; since then it has no such option.
+_TAGS = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 _SEEKABLE = {"mov", "matroska", "webm", "mp4"}
 
 
@@ -103,7 +105,7 @@ def open_container(path: Path) -> Any:
         MediaError: it cannot be opened; the message is a reason in plain words.
     """
     try:
-        return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, **_TAGS)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError(in_words(error, path)) from error
 

@@ -275,6 +275,20 @@ def test_a_file_without_any_frame_is_broken_for_a_stated_reason(content: bytes, 
     assert any(r in done.reason for r in reason.split("|")), done.reason
 
 
+def test_tags_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "t.mp4"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Zwanzig"
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(5), format="rgb24")))
+        container.mux(stream.encode(None))
+    assert path.read_bytes().count(b"Zwanzig") == 1
+    path.write_bytes(path.read_bytes().replace(b"Zwanzig", b"Zw\xe4nzig"))
+    frames, done = read(path)
+    assert (len(frames), done.outcome) == (1, "ADDED")
+
+
 def test_a_missing_file_is_broken(tmp_path: Path) -> None:
     assert read(tmp_path / "none.mp4")[1] == Done("BROKEN", "the file is gone")
 
