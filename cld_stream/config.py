@@ -79,7 +79,10 @@ class IngestSettings(_Section):
         25.0, "frames per second that frame numbers of picture sequences stand for", gt=0, le=10_000
     )
     commit_s: float = setting(2.0, "new frames are durable after this long at the latest [s]", gt=0, le=60)
-    heartbeat_s: float = setting(20.0, "a worker that shows no progress for this long is killed [s]", gt=0)
+    heartbeat_s: float = setting(
+        20.0, "a worker that neither shows progress nor computes for this long is killed [s]", gt=0
+    )
+    compute_s: float = setting(60.0, "CPU time that a worker may use without showing progress [s]", gt=0)
     worker_memory_mb: int = setting(1024, "address space a worker may take beyond its start [MB]", ge=256)
     worker_files: int = setting(1000, "a worker is replaced after this many files", ge=1)
     max_pixels: int = setting(250_000_000, "larger pictures are refused before decoding [pixels]", ge=1)

@@ -24,7 +24,7 @@ av.logging.set_level(av.logging.PANIC)  # reasons are reported, FFmpeg's chatter
 
 Mode = Literal["keys", "references", "all"]
 # PyAV before 19 stumbles over tags that are not UTF-8 unless told otherwise; since then it has no such option.
-_TAGS = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+_TAGS: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 _SEEKABLE = {"mov", "matroska", "webm", "mp4"}
 
 
