@@ -12,6 +12,7 @@ from cld_stream.errors import MediaError
 from cld_stream.media.decord_reader import read_decord
 from cld_stream.media.frames import MediaFrame, square_jpeg
 from cld_stream.media.job import Chunk, Done, Event, Job, Outcome, Started
+from cld_stream.media.orientation import Orientation, orientation_of
 from cld_stream.media.plan import NoVideoError, Plan, in_words, make_plan, open_container, video_stream
 from cld_stream.media.pyav_reader import Damage, Picture, read_pyav
 from cld_stream.media.shots import ShotTracker
@@ -75,7 +76,7 @@ def _read(container: Any, job: Job, beat: Callable[[], None], chunk_frames: int)
     reader = _reader(job)
     yield Started(reader, _note(plan))
     if reader == "decord":
-        pictures = read_decord(job, plan, position.cell, _turns(job), beat)
+        pictures = read_decord(job, plan, position.cell, _orientation(job), beat)
     else:
         pictures = read_pyav(container, job, plan, position.cell, position.damage, beat)
     try:
@@ -107,15 +108,15 @@ def _note(plan: Plan) -> str:
     return f"{plan.codec} {plan.width}x{plan.height}, {what}"
 
 
-def _turns(job: Job) -> int:
-    """Quarter turns that make the picture upright; the first frame tells."""
+def _orientation(job: Job) -> Orientation:
+    """What makes the picture upright; the first frame tells."""
     with open_container(job.path) as container:
         stream = video_stream(container)
         try:
             frame: Any = next(container.decode(stream))
         except (StopIteration, av.FFmpegError) as error:
             raise MediaError("no frame could be decoded") from error
-        return int(round(frame.rotation / 90) % 4)
+        return orientation_of(frame)
 
 
 def _chunks(job: Job, plan: Plan, pictures: Iterator[Picture], position: _Position, most: int) -> Iterator[Chunk]:
