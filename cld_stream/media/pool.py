@@ -77,8 +77,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             return "the decoder stopped answering"
         if status < 0:
-            return f"the decoder crashed ({signal.Signals(-status).name})"
-        return f"the decoder gave up (exit status {status})"
+            return f"the decoder crashed on it ({signal.Signals(-status).name}); the file is probably damaged"
+        return f"the decoder gave up on it (exit status {status}); the file is probably damaged"
 
 
 def _environment() -> dict[str, str]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from cld_stream.media.frames import Fit, Window, windows
 from cld_stream.media.job import Job
 from cld_stream.media.orientation import orientation_of
-from cld_stream.media.plan import Plan, cell_of, open_container, ticks_of, video_stream
+from cld_stream.media.plan import Plan, cell_of, open_container, path_of, ticks_of, video_stream
+from cld_stream.media.reasons import DAMAGED_PART, video_reason
 
 __all__ = ["Damage", "Picture", "Shape", "read_pyav"]
 
@@ -129,11 +130,11 @@ def _decoded(
             try:
                 frames = packet.decode()
             except av.FFmpegError as error:
-                damage.add(f"a part of the file cannot be decoded ({error.__class__.__name__})")
+                damage.add(video_reason(job.path, error, DAMAGED_PART))
                 continue
             for frame in frames:
                 if frame.is_corrupt:
-                    damage.add("a part of the file is damaged")
+                    damage.add(DAMAGED_PART)
                 else:
                     yield frame
 
@@ -160,7 +161,7 @@ def _packets(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
     try:
         yield from container.demux(stream)
     except (av.FFmpegError, OSError) as error:
-        damage.add(f"the rest of the file cannot be read ({error.__class__.__name__})")
+        damage.add(video_reason(path_of(container), error, "the rest of the file is damaged and was left out"))
 
 
 def _packets_from(container: Any, target: int | None, plan: Plan, damage: Damage) -> Iterator[Any] | None:

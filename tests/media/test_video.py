@@ -310,7 +310,7 @@ def test_tags_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_broken(tmp_path: Path) -> None:
-    assert read(tmp_path / "none.mp4")[1] == Done("BROKEN", "the file is gone")
+    assert read(tmp_path / "none.mp4")[1] == Done("BROKEN", "the file vanished before it was read")
 
 
 def test_a_file_with_sound_only_is_skipped(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_file_with_sound_only_is_skipped(tmp_path: Path) -> None:
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
         container.mux(stream.encode(None))
-    assert read(path)[1] == Done("SKIPPED", "no video stream")
+    assert read(path)[1] == Done("SKIPPED", "it holds no video, only sound or data")
 
 
 def test_pictures_above_the_pixel_limit_are_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from cld_stream.config import Settings
 from cld_stream.pipelines.ingest import ingest
+from tests.media.test_reasons import RIDDLES
 
 # Path in the zoo -> why another outcome than the manifest's is right. At most three.
 EXPLAINED: dict[str, str] = {}
@@ -31,6 +32,8 @@ def test_every_file_of_the_zoo_gets_a_fitting_outcome(data_dir: Path, tmp_path: 
     assert set(deviations) <= set(EXPLAINED), deviations
     assert len(EXPLAINED) <= 3
     assert {name for name in found if name not in wanted} == {"README.txt", "manifest.tsv"}
+    riddles = [f.reason for f in first.files if RIDDLES.search(f.reason)]
+    assert riddles == []
     second = ingest(tmp_path / "store", [str(zoo)], settings)
     assert (second.frames, second.changed) == (0, 0)
     assert second.counts == first.counts
