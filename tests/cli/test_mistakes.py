@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cld_stream.cli.output import console
+from cld_stream.errors import StoreNotFoundError
 from tests.cli.conftest import Cli
 
 
@@ -134,6 +135,17 @@ def test_quiet_says_only_the_answer(cli: Cli, home: Path) -> None:
     console.quiet = False
     assert ended.err == ""
     assert json.loads(ended.out)["frames"] == 0
+
+
+def test_how_much_is_told_may_be_said_after_the_command(cli: Cli, home: Path) -> None:
+    ended = cli("ingest", "media", "--quiet", "--json")
+    console.quiet = False
+    assert (ended.code, ended.err) == (0, "")
+    assert cli("status", "-vv").code == 0
+    with pytest.raises(StoreNotFoundError):  # the trace that --debug asks for
+        cli("status", "--store", "nowhere", "--debug")
+    assert cli("status").code == 0
+    assert cli("ingest", "--", "-q").err.startswith("-q: no such file")
 
 
 def test_the_lock_is_a_kernel_lock(cli: Cli, home: Path) -> None:
