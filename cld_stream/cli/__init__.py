@@ -72,3 +72,10 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our stdout has gone, as `| head` does
         sys.stdout = None
         sys.exit(0)
+    except OSError as e:  # not foreseen, and yet the system's fault and not ours
+        if _debug:
+            raise
+        console.quiet = False
+        what = f"{e.filename}: {e.strerror}" if e.filename else str(e)
+        fail(f"{what}. Check the path, its permissions and the space on its disk; --debug shows where it happened.")
+        sys.exit(1)

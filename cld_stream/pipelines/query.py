@@ -187,7 +187,7 @@ def read_picture(store: Store, path: Path) -> tuple[Question, NDArray[np.uint8]]
     if path.is_dir():
         raise UsageError(f"{path}: this is a folder. Give one picture.")
     if not path.is_file():
-        raise UsageError(f"{path}: this is not a file that can be read twice. Give a picture file.")
+        raise UsageError(f"{path}: this is not a file. Give a picture file.")
     header = store.header
     job = Job(
         key=0, kind="photo", path=path, size=header.size, fit=header.fit, quality=header.jpeg_quality,
@@ -209,6 +209,8 @@ def read_vector(path: Path) -> NDArray[Any]:
     Raises:
         UsageError: there is no such file, or not exactly one vector of numbers in it.
     """
+    if path.exists() and not path.is_file():
+        raise UsageError(f"--vector {path}: not a file. Write one with numpy.save.")
     try:
         values = np.load(path, allow_pickle=False)
     except FileNotFoundError:

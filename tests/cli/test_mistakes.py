@@ -3,7 +3,9 @@
 import fcntl
 import json
 import os
+import shlex
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,13 @@ MISTAKES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "status without a store": ("status --store nowhere", 2, ("nowhere", "ingest")),
     "a store that is a file": ("status --store bad.tsv", 2, ("bad.tsv",)),
     "broken files under --strict": ("ingest media --strict --retry-broken", 4, ("broken",)),
+    "empty path": ("ingest ''", 2, ("empty path",)),
+    "new store where a file is": ("ingest media --store bad.tsv", 1, ("bad.tsv", "this is a file")),
+    "list that is a device": ("ingest @/dev/zero", 2, ("/dev/zero", "device")),
+    "endless settings": ("config --config /dev/zero", 2, ("/dev/zero", "settings")),
+    "settings that are a picture": ("config --config media/photo0.png", 2, ("photo0.png", "not text")),
+    "vector that is a pipe": ("query --vector pipe", 2, ("pipe", "numpy.save")),
+    "demo into a file": ("demo --out bad.tsv --media media", 1, ("bad.tsv", "exists")),
     "unknown recipe": ("config --recipe tpu", 2, ("tpu", "cpu")),
 }
 
@@ -86,7 +95,8 @@ MISTAKES: dict[str, tuple[str, int, tuple[str, ...]]] = {
 def test_a_mistake_gives_a_clear_line_and_its_exit_code(cli: Cli, home: Path, name: str) -> None:
     arguments, code, words = MISTAKES[name]
     (home / "bad.tsv").write_text("a\tb\n1\t2\n")
-    ended = cli(*arguments.split())
+    os.mkfifo(home / "pipe")
+    ended = cli(*shlex.split(arguments))
     assert (ended.code, "Traceback" in ended.err) == (code, False), ended.err
     flat = " ".join(ended.err.replace("│", " ").split())
     assert all(word in flat for word in words), ended.err
@@ -135,6 +145,31 @@ def test_quiet_says_only_the_answer(cli: Cli, home: Path) -> None:
     console.quiet = False
     assert ended.err == ""
     assert json.loads(ended.out)["frames"] == 0
+
+
+def test_what_is_no_file_is_left_out_and_told(cli: Cli, home: Path) -> None:
+    os.mkfifo(home / "media" / "film.mp4")
+    with socket.socket(socket.AF_UNIX) as ear:
+        ear.bind("media/ear.mp4")
+        for path in ("media", "media/film.mp4", "media/ear.mp4", "/dev/zero"):
+            ended = cli("ingest", path)
+            assert (ended.code, ended.err) == (0, "")
+            assert "pipe, socket or device" in ended.out
+
+
+def test_a_store_among_the_footage_is_no_footage(cli: Cli, home: Path) -> None:
+    before = json.loads(cli("ingest", ".", "--json").out)
+    again = json.loads(cli("ingest", ".", "--json").out)
+    assert not any("catalog.db" in f["path"] for f in before["files"])
+    assert again["changed"] == 0
+    assert "a frame store" in cli("ingest", "store").out
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_store_in_a_closed_folder_is_a_matter_of_permission(cli: Cli, home: Path) -> None:
+    (home / "closed").mkdir(mode=0)
+    ended = cli("ingest", "media", "--store", "closed/store")
+    assert (ended.code, "ermission" in ended.err) == (1, True), ended.err
 
 
 def test_how_much_is_told_may_be_said_after_the_command(cli: Cli, home: Path) -> None:
