@@ -6,6 +6,8 @@ import os
 import shlex
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +157,20 @@ def test_what_is_no_file_is_left_out_and_told(cli: Cli, home: Path) -> None:
             ended = cli("ingest", path)
             assert (ended.code, ended.err) == (0, "")
             assert "pipe, socket or device" in ended.out
+
+
+@pytest.mark.parametrize("kilobytes", [0, 200])
+def test_a_disk_that_takes_no_more_is_told_in_a_line(home: Path, kilobytes: int) -> None:
+    """A limit on the size of files stands for a full disk: while the store is made, and while it is filled."""
+    big = np.random.default_rng(0).integers(0, 255, (160, 160, 3), np.uint8)
+    for n in range(40):
+        Image.fromarray(np.roll(big, n)).save(home / "media" / f"big{n}.png")
+    command = f"ulimit -f {kilobytes}; exec {sys.executable} -m cld_stream ingest media --store new -q"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    assert "disk" in ended.stderr or "too large" in ended.stderr
 
 
 def test_a_store_among_the_footage_is_no_footage(cli: Cli, home: Path) -> None:
