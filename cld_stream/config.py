@@ -23,6 +23,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+_MOST_BYTES = 1_000_000  # of a file of settings
+
+
 def setting(
     default: Any,
     doc: str,
@@ -79,7 +82,10 @@ class IngestSettings(_Section):
         25.0, "frames per second that frame numbers of picture sequences stand for", gt=0, le=10_000
     )
     commit_s: float = setting(2.0, "new frames are durable after this long at the latest [s]", gt=0, le=60)
-    heartbeat_s: float = setting(20.0, "a worker that shows no progress for this long is killed [s]", gt=0)
+    heartbeat_s: float = setting(
+        20.0, "a worker that neither shows progress nor computes for this long is killed [s]", gt=0
+    )
+    compute_s: float = setting(60.0, "CPU time that a worker may use without showing progress [s]", gt=0)
     worker_memory_mb: int = setting(1024, "address space a worker may take beyond its start [MB]", ge=256)
     worker_files: int = setting(1000, "a worker is replaced after this many files", ge=1)
     max_pixels: int = setting(250_000_000, "larger pictures are refused before decoding [pixels]", ge=1)
@@ -126,6 +132,13 @@ class LossSettings(_Section):
     temperature_group: float = setting(0.2, "T_G; smaller is sharper", gt=0)
     groups: int = setting(64, "K, local groups in a batch", ge=1)
     grouping: Literal["kmeans", "ncut"] = setting("kmeans", "how a batch is grouped: k-means, or normalised cuts")
+    cross_level: Literal["local", "bank", "both"] = setting(
+        "local", "groups that a view must find: those of the batch, persistent ones over the bank, or half of each"
+    )
+    bank_groups: int = setting(256, "persistent groups over the bank", ge=1)
+    bank_refine_steps: int = setting(
+        50, "steps between their refinements; about 6% of the rows may change in between", ge=1
+    )
     kmeans_iters: int = setting(5, "iterations of the local k-means", ge=1, le=100)
     bank_momentum: float = setting(0.5, "m of the memory bank: v <- norm(m v + (1 - m) f)", ge=0, le=1)
 
@@ -265,11 +278,12 @@ def load_settings(
         _merge(tree, tomllib.loads(_recipe(recipe)), f"recipe {recipe}")
     if config is not None:
         try:
-            _merge(tree, tomllib.loads(config.read_text()), str(config))
+            _merge(tree, tomllib.loads(_text_of(config)), str(config))
         except OSError as e:
             raise UsageError(f"{config}: cannot read the settings: {e.strerror}. Check --config.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-            raise UsageError(f"{config}: not valid TOML: {e}. `cld-stream config` prints a valid file.") from None
+            why = "it is not text" if isinstance(e, UnicodeDecodeError) else e
+            raise UsageError(f"{config}: not valid TOML: {why}. `cld-stream config` prints a valid file.") from None
     for item in overrides:
         _merge(tree, _parse_override(item), f"--set {item}")
     return _validate(tree)
@@ -296,6 +310,15 @@ def as_toml(settings: Settings) -> str:
             out.append(f"{f.name} = {json.dumps(getattr(section, f.name))}".ljust(34) + f"  # {note}")
         out.append("")
     return "\n".join(out)
+
+
+def _text_of(config: Path) -> str:
+    """A file of settings, or a pipe; what is endless is refused."""
+    with config.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise UsageError(f"{config}: this is no file of settings: it is larger than a megabyte. Check --config.")
+    return data.decode()
 
 
 def _recipe(name: str) -> str:

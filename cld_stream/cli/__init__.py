@@ -1,6 +1,7 @@
 """The command line: parses, calls one pipeline function, prints."""
 
 import os
+import re
 import sys
 from typing import Annotated
 
@@ -23,6 +24,7 @@ for module in (ingest, train, query, snapshots, evaluate, manage):
     module.add_to(app)
 
 _debug = False
+_ANYWHERE = re.compile(r"--verbose|-v+|--quiet|-q|--debug")
 
 
 def _show_version(value: bool) -> None:
@@ -46,10 +48,17 @@ def _options(
     set_up_logging(verbose, debug=debug)
 
 
+def _flags_first(args: list[str]) -> list[str]:
+    """How much is told may be said after the command too; nothing behind `--` is touched."""
+    end = args.index("--") if "--" in args else len(args)
+    flags = [a for a in args[:end] if _ANYWHERE.fullmatch(a)]
+    return flags + [a for a in args[:end] if not _ANYWHERE.fullmatch(a)] + args[end:]
+
+
 def main() -> None:
     """Entry point of `cld-stream`. Exit codes: see `cld_stream.errors`."""
     try:
-        app()
+        app(_flags_first(sys.argv[1:]))
     except CldError as e:
         if _debug:
             raise
@@ -65,3 +74,10 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our stdout has gone, as `| head` does
         sys.stdout = None
         sys.exit(0)
+    except OSError as e:  # not foreseen, and yet the system's fault and not ours
+        if _debug:
+            raise
+        console.quiet = False
+        what = f"{e.filename}: {e.strerror}" if e.filename else str(e)
+        fail(f"{what}. Check the path, its permissions and the space on its disk; --debug shows where it happened.")
+        sys.exit(1)

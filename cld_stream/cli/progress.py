@@ -105,6 +105,8 @@ def print_ingest_summary(report: "IngestReport", *, dry_run: bool) -> None:
     if odd:
         print_table(("outcome", "file", "reason"), [(f.outcome, f.path, f.reason) for f in odd])
         answer("")
+    if report.counts.get("BROKEN"):
+        answer("A BROKEN file is left alone until it changes: copy it again from its origin, or use --retry-broken.")
     counts = ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(report.counts.items()) if n) or "no files"
     verb = "would be added" if dry_run else "added"
     answer(f"{report.frames:,} frames {verb} in {report.seconds:.1f} s. Files: {counts}.")

@@ -27,20 +27,25 @@ def train(
     json: JsonOption = False,
 ) -> None:
     """Keep training on the store, publish encoders, follow what ingest adds. Resumes by itself; runs until stopped."""
-    from cld_stream.cli.progress import TrainDisplay, print_train_summary
-    from cld_stream.pipelines.device import choose_device
-    from cld_stream.pipelines.train import train as run
-    from cld_stream.pipelines.train import train_settings
+    with StopSignals() as stop:  # the imports take seconds
+        from cld_stream.cli.progress import TrainDisplay, print_train_summary
+        from cld_stream.pipelines.device import choose_device
+        from cld_stream.pipelines.train import train as run
+        from cld_stream.pipelines.train import train_settings
 
-    chosen = choose_device(device)
-    settings = train_settings(chosen, config, [*(set_ or []), *([f"encoder.init={init}"] if init else [])])
-    if chosen == "cpu":
-        console.print(f"No GPU in use: taking the small CPU recipe ({settings.encoder.backbone}, "
-                      f"width {settings.encoder.width:g}, {settings.encoder.crop} px).")  # fmt: skip
-    with StopSignals() as stop, TrainDisplay() as display:
-        report = run(
-            store, settings, device=chosen, steps=steps, until_caught_up=until_caught_up, on_progress=display, stop=stop
-        )
+        chosen = choose_device(device)
+        settings = train_settings(chosen, config, [*(set_ or []), *([f"encoder.init={init}"] if init else [])])
+        if stop():
+            console.print("Stopped before training began.")
+            return
+        if chosen == "cpu":
+            console.print(f"No GPU in use: taking the small CPU recipe ({settings.encoder.backbone}, "
+                          f"width {settings.encoder.width:g}, {settings.encoder.crop} px).")  # fmt: skip
+        with TrainDisplay() as display:
+            report = run(
+                store, settings, device=chosen, steps=steps, until_caught_up=until_caught_up,
+                on_progress=display, stop=stop,
+            )  # fmt: skip
     if json:
         answer_json(report.as_dict())
     else:

@@ -1,6 +1,7 @@
 """Lists of files and tables of sequences, as a user gives them with `@`."""
 
 import csv
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -148,6 +149,8 @@ def clock_of(path: Path, clock: str) -> Callable[[dict[str, str]], tuple[float, 
 
 def _read_text(path: Path) -> str:
     try:
+        if stat.S_ISCHR(path.stat().st_mode):
+            raise UsageError(f"@{path}: this is a device, not a list. Check the path.")
         return path.read_bytes().decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n")
     except OSError as error:
         raise UsageError(f"@{path}: cannot read the list: {error.strerror}. Check the path.") from None  # fmt: skip

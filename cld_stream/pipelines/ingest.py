@@ -109,9 +109,11 @@ def require_shape(store_path: Path, *, size: int | None, fit: str | None) -> Non
     Raises:
         UsageError: there is a store, and it has another size or fit.
     """
-    if not (store_path / "store.json").exists():
+    try:
+        store = Store.open(store_path)
+    except StoreNotFoundError:
         return
-    with Store.open(store_path) as store:
+    with store:
         for name, asked, has in (("size", size, store.header.size), ("fit", fit, store.header.fit)):
             if asked is not None and asked != has:
                 raise UsageError(

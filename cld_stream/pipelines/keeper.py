@@ -218,7 +218,7 @@ class Keeper:
         s, now = self._settings.loss, time.monotonic()
         groups = 0
         if s.cld_weight > 0:
-            labels, _ = self._learner.grouping(report.group_features)
+            labels, _ = self._learner.cross_level.grouping(report.group_features)
             groups = int(torch.unique(labels).numel())
         self._health = groups, feature_std(report.features), effective_rank(report.features)
         elapsed = max(now - self._since, 1e-6)
