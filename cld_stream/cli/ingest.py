@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cld_stream.cli.options import DEFAULT_STORE, ConfigOption, JsonOption, SetOption, StoreOption
+from cld_stream.cli.options import DEFAULT_STORE, ConfigOption, JsonOption, PortOption, SetOption, StoreOption
 from cld_stream.cli.output import answer_json
 from cld_stream.cli.stopping import StopSignals
 
@@ -32,6 +32,7 @@ def ingest(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 4 if any file was broken.")] = False,
     retry_broken: Annotated[bool, typer.Option("--retry-broken", help="Try broken files again.")] = False,
+    port: PortOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -44,7 +45,7 @@ def ingest(
 
     flags = {
         "ingest.fps": fps, "store.size": size, "store.fit": fit, "ingest.workers": workers, "ingest.reader": reader,
-        "ingest.order": order,
+        "ingest.order": order, "ops.port": port,
     }  # fmt: skip
     chosen = [f"{key}={value}" for key, value in flags.items() if value is not None]
     settings = load_settings(config, [*(set_ or []), *chosen])

@@ -8,8 +8,8 @@ committed in the same transaction as the frames before it.
 import errno
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
@@ -22,6 +22,7 @@ from cld_stream.media.pool import DecodePool
 from cld_stream.media.probe import probe
 from cld_stream.pipelines.cpu import CpuMeter
 from cld_stream.pipelines.ledger import Entry, Ledger, previous_outcome
+from cld_stream.pipelines.life import Life, Numbers
 from cld_stream.pipelines.pump import Pump
 from cld_stream.pipelines.report import FileReport, IngestProgress, IngestReport
 from cld_stream.storage.schema import NewFrame, Outcome, SourceRow
@@ -66,9 +67,9 @@ def ingest(
         return _plan_only(store_path, found, settings, retry_broken=retry_broken)
     store = _open_or_create(store_path, settings)
     try:
-        with store.writer(f"ingest {' '.join(inputs)}") as writer:
+        with store.writer(f"ingest {' '.join(inputs)}") as writer, Life(store, "ingest", settings.ops) as life:
             ledger = Ledger(store.catalog.sources(), retry_broken=retry_broken)
-            run = _Run(store, writer, ledger, settings, on_progress)
+            run = _Run(store, writer, ledger, settings, life, on_progress)
             report = run.over(found, stop)
     except (OSError, DBAPIError) as error:
         raise explained(store_path, error) from error
@@ -136,6 +137,7 @@ class _Run:
     writer: Writer
     ledger: Ledger
     settings: Settings
+    life: Life
     on_progress: Callable[[IngestProgress], None] | None
     report: IngestReport = field(init=False)
 
@@ -143,6 +145,7 @@ class _Run:
         self.report = IngestReport(str(self.store.path))
         self.started = time.monotonic()
         self.told = 0.0
+        self.measured = 0, self.started
         self.total = 0
         self.ids: dict[Entry, int] = {}
         self.results: dict[Entry, tuple[Outcome | None, str]] = {}
@@ -155,6 +158,7 @@ class _Run:
         for path, reason in found.skipped:
             self._tell(FileReport(str(path), "other", Outcome.SKIPPED, reason, action="skip"))
         with DecodePool(self.settings.ingest.workers, self.settings.ingest) as pool:
+            self._progress("", pool)
             pump = Pump(lambda: self._steps(found, pool))
             try:
                 self.report.stopped = not self._drain(pump, pool, stop)
@@ -163,6 +167,7 @@ class _Run:
         if not self.report.stopped:
             self._mark_missing(found)
         self.writer.commit()
+        self.life.beat("done", lambda: self._numbers("", ()), now=True)
         self.report.seconds = time.monotonic() - self.started
         self.report.cpu_share = self.cpu.share(())
         return self.report
@@ -338,22 +343,30 @@ class _Run:
         self.counts[told.outcome] += 1
 
     def _progress(self, current: str, pool: DecodePool) -> None:
+        self.life.beat("reading", lambda: self._numbers(current, pool.pids))
         now = time.monotonic()
-        if self.on_progress is None or now - self.told < _TICK_S:
-            return
-        self.told = now
-        self.on_progress(
-            IngestProgress(
-                files_total=self.total,
-                files_done=len(self.report.files),
-                frames=self.report.frames,
-                skipped=self.counts[Outcome.SKIPPED],
-                broken=self.counts[Outcome.BROKEN],
-                seconds=now - self.started,
-                cpu_share=self.cpu.share(pool.pids),
-                current=current,
-            )
+        if self.on_progress is not None and now - self.told >= _TICK_S:
+            self.told = now
+            self.on_progress(self._now(current, pool.pids))
+
+    def _now(self, current: str, pids: Iterable[int]) -> IngestProgress:
+        return IngestProgress(
+            files_total=self.total,
+            files_done=len(self.report.files),
+            frames=self.report.frames,
+            skipped=self.counts[Outcome.SKIPPED],
+            broken=self.counts[Outcome.BROKEN],
+            seconds=time.monotonic() - self.started,
+            cpu_share=self.cpu.share(pids),
+            current=current,
         )
+
+    def _numbers(self, current: str, pids: Iterable[int]) -> Numbers:
+        """What a beat says: the progress, and the rate since the last beat."""
+        frames, since = self.measured
+        self.measured = self.report.frames, time.monotonic()
+        rate = (self.measured[0] - frames) / max(1e-6, self.measured[1] - since)
+        return asdict(self._now(current, pids)) | {"frames_s": rate}
 
 
 def _plan_only(store_path: Path, found: Discovery, settings: Settings, *, retry_broken: bool) -> IngestReport:
