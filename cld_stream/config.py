@@ -83,6 +83,8 @@ class IngestSettings(_Section):
     heartbeat_s: float = setting(20.0, "a worker that shows no progress for this long is killed [s]", gt=0)
     worker_memory_mb: int = setting(1024, "address space a worker may take beyond its start [MB]", ge=256)
     worker_files: int = setting(1000, "a worker is replaced after this many files", ge=1)
+    max_frames: int = setting(0, "the oldest frames beyond this many are dropped; 0 = none are", ge=0)
+    max_gb: float = setting(0.0, "the oldest frames are dropped when all take more than this; 0 = none are [GB]", ge=0)
     max_pixels: int = setting(250_000_000, "larger pictures are refused before decoding [pixels]", ge=1)
 
 

@@ -29,6 +29,8 @@ def ingest(
     workers: Annotated[int | None, typer.Option(help="Decoding processes.  [default: one a core]")] = None,
     reader: Annotated[str | None, typer.Option(help="auto, decord or pyav.  [default: auto]")] = None,
     order: Annotated[str | None, typer.Option(help="Stream order: time or path.  [default: time]")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Drop the oldest frames beyond this many.")] = None,
+    max_gb: Annotated[float | None, typer.Option(help="Drop the oldest frames when all take more than this.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 4 if any file was broken.")] = False,
     retry_broken: Annotated[bool, typer.Option("--retry-broken", help="Try broken files again.")] = False,
@@ -46,6 +48,7 @@ def ingest(
     flags = {
         "ingest.fps": fps, "store.size": size, "store.fit": fit, "ingest.workers": workers, "ingest.reader": reader,
         "ingest.order": order, "ops.port": port,
+        "ingest.max_frames": max_frames, "ingest.max_gb": max_gb,
     }  # fmt: skip
     chosen = [f"{key}={value}" for key, value in flags.items() if value is not None]
     settings = load_settings(config, [*(set_ or []), *chosen])

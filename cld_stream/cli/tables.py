@@ -29,9 +29,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
 def print_hits(hits: "Sequence[Hit]") -> None:
     """Print the neighbours of a query, best first."""
     print_table(
-        ("rank>", "similarity>", "source", "at>", "taken", "frame>"),
-        [(h.rank, f"{h.similarity:.3f}", h.source, clock(h.time_s), when(h.wall_utc), h.frame) for h in hits],
+        ("rank>", "similarity>", "source", "at>", "taken", "frame>", ""),
+        [(h.rank, f"{h.similarity:.3f}", h.source, clock(h.time_s), when(h.wall_utc), h.frame, _note(h)) for h in hits],
     )
+
+
+def _note(hit: "Hit") -> str:
+    return "picture gone" if hit.gone else ""
 
 
 def clock(seconds: float) -> str:

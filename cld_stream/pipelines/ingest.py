@@ -25,6 +25,7 @@ from cld_stream.pipelines.ledger import Entry, Ledger, previous_outcome
 from cld_stream.pipelines.life import Life, Numbers
 from cld_stream.pipelines.pump import Pump
 from cld_stream.pipelines.report import FileReport, IngestProgress, IngestReport
+from cld_stream.pipelines.retention import Retention
 from cld_stream.storage.schema import NewFrame, Outcome, SourceRow
 from cld_stream.storage.store import Store
 from cld_stream.storage.writer import Writer
@@ -152,6 +153,7 @@ class _Run:
         self.added: dict[Entry, int] = {}
         self.counts: Counter[Outcome | None] = Counter()
         self.cpu = CpuMeter()
+        self.retention = Retention(self.store, self.writer, self.settings.ingest)
 
     def over(self, found: Discovery, stop: Callable[[], bool]) -> IngestReport:
         self.total = len(found.items) + len(found.skipped)
@@ -167,6 +169,10 @@ class _Run:
         if not self.report.stopped:
             self._mark_missing(found)
         self.writer.commit()
+        self.retention.enforce()
+        self.report.dropped = self.retention.dropped
+        if self.retention.note:
+            self.report.notes.append(self.retention.note)
         self.life.beat("done", lambda: self._numbers("", ()), now=True)
         self.report.seconds = time.monotonic() - self.started
         self.report.cpu_share = self.cpu.share(())
@@ -229,7 +235,8 @@ class _Run:
             if step is not None:
                 current = str(step[0].path)
                 self._take(*step)
-            self.writer.commit_if_due(self.settings.ingest.commit_s)
+            if self.writer.commit_if_due(self.settings.ingest.commit_s):
+                self.retention.enforce()
             self._progress(current, pool)
         return False
 
@@ -366,7 +373,7 @@ class _Run:
         frames, since = self.measured
         self.measured = self.report.frames, time.monotonic()
         rate = (self.measured[0] - frames) / max(1e-6, self.measured[1] - since)
-        return asdict(self._now(current, pids)) | {"frames_s": rate}
+        return asdict(self._now(current, pids)) | {"frames_s": rate, "dropped": self.retention.dropped}
 
 
 def _plan_only(store_path: Path, found: Discovery, settings: Settings, *, retry_broken: bool) -> IngestReport:
