@@ -146,7 +146,6 @@ class _Run:
         self.report = IngestReport(str(self.store.path))
         self.started = time.monotonic()
         self.told = 0.0
-        self.measured = 0, self.started
         self.total = 0
         self.ids: dict[Entry, int] = {}
         self.results: dict[Entry, tuple[Outcome | None, str]] = {}
@@ -369,11 +368,8 @@ class _Run:
         )
 
     def _numbers(self, current: str, pids: Iterable[int]) -> Numbers:
-        """What a beat says: the progress, and the rate since the last beat."""
-        frames, since = self.measured
-        self.measured = self.report.frames, time.monotonic()
-        rate = (self.measured[0] - frames) / max(1e-6, self.measured[1] - since)
-        return asdict(self._now(current, pids)) | {"frames_s": rate, "dropped": self.retention.dropped}
+        """What a beat says."""
+        return asdict(self._now(current, pids)) | {"dropped": self.retention.dropped}
 
 
 def _plan_only(store_path: Path, found: Discovery, settings: Settings, *, retry_broken: bool) -> IngestReport:

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Literal, Self
@@ -18,6 +18,7 @@ __all__ = ["Life", "Numbers"]
 
 Numbers = Mapping[str, float | int | str | None]
 _BEAT_S, _ASLEEP_S = 2.0, 10.0
+_ASLEEP = ("waiting", "watching")
 log = logging.getLogger("cld_stream.life")
 
 
@@ -30,6 +31,7 @@ class Life:
         store: what it works on.
         kind: the verb.
         settings: the port, and how long a silence is allowed.
+        argv: the command line to note, where the process' own must not be seen (a camera's password).
 
     Attributes:
         state, numbers: as of the last beat that was written down.
@@ -38,11 +40,17 @@ class Life:
         UsageError: the port cannot be had.
     """
 
-    def __init__(self, store: Store, kind: Literal["ingest", "train"], settings: OpsSettings) -> None:
+    def __init__(
+        self,
+        store: Store,
+        kind: Literal["ingest", "train"],
+        settings: OpsSettings,
+        argv: Sequence[str] | None = None,
+    ) -> None:
         self.kind, self.store_path = kind, store.path
         self.state, self.numbers = "starting", dict[str, float | int | str | None]()
         self.ready = False
-        self._catalog, self._settings = store.catalog, settings
+        self._catalog, self._settings, self._argv = store.catalog, settings, sys.argv if argv is None else argv
         self._moved = self._written = time.monotonic()
         self._open = ExitStack()
 
@@ -62,7 +70,7 @@ class Life:
 
             self._open.callback(serve(self, self._settings))
         try:
-            self._run = self._catalog.begin_run(self.kind, sys.argv)
+            self._run = self._catalog.begin_run(self.kind, self._argv)
         except BaseException:
             self._open.close()
             raise
@@ -77,21 +85,31 @@ class Life:
         """The loop has come round. Every two seconds, and when the state changes, it is written down.
 
         Args:
-            state: in a word; while `waiting` it is written down every ten seconds only.
+            state: in a word; while `waiting` or `watching` it is written down every ten seconds only.
             numbers: how it fares; asked for only when it is written down.
             now: write it down whatever the time.
         """
         self._moved = time.monotonic()
-        due = self._moved - self._written >= (_ASLEEP_S if state == "waiting" else _BEAT_S)
+        due = self._moved - self._written >= (_ASLEEP_S if state in _ASLEEP else _BEAT_S)
         if not (due or now or state != self.state):
             return
-        self._written, self.state, self.numbers = self._moved, state, {"state": state, **numbers()}
+        said = dict(numbers())
+        self._add_rate(said)
+        self._written, self.state, self.numbers = self._moved, state, {"state": state, **said}
         _notify(f"READY=1\nWATCHDOG=1\nSTATUS={state}: {_brief(self.numbers)}")
         self.ready = True
         try:
             self._catalog.heartbeat(self._run, self.numbers)
         except StoreError as error:  # what matters fails by itself
             log.warning("no sign of life could be written: %s", error)
+
+    def _add_rate(self, said: dict[str, float | int | str | None]) -> None:
+        """`frames_s`: of the frames added since the last beat, where frames are counted."""
+        frames = said.get("frames")
+        if isinstance(frames, int):
+            before = self.numbers.get("frames") or 0
+            assert isinstance(before, int)
+            said.setdefault("frames_s", (frames - before) / max(1e-6, self._moved - self._written))
 
 
 def _brief(numbers: Numbers) -> str:
