@@ -21,7 +21,7 @@ from cld_stream.pipelines.restore import restore_learner
 from cld_stream.pipelines.retention import Retention
 from cld_stream.pipelines.train import train
 from cld_stream.storage.checkpoints import buffered_ids
-from cld_stream.storage.rebuild import check
+from cld_stream.storage.rebuild import check, rebuild_catalog
 from cld_stream.storage.snapshots import named_ids
 from cld_stream.storage.store import Store
 from tests.pipelines.footage import photograph
@@ -194,3 +194,15 @@ def test_what_no_snapshot_names_is_not_remembered(dropped: Published) -> None:
     remove_snapshot(store.path, dropped.snapshot.id)
     assert keep(store, max_frames=10) > 0
     assert len(store.catalog.dropped(np.arange(100))) == 0
+
+
+def test_a_rebuilt_catalog_leaves_no_features_that_forget_would_not_find(dropped: Published) -> None:
+    path = dropped.store.path
+    dropped.store.close()
+    for file in path.glob("catalog.db*"):
+        file.unlink()
+    rebuild_catalog(path)
+    with Store.open(path) as store:
+        assert named_ids(path).tolist() == store.catalog.live_ids().tolist()
+    answer = query(path, frame=20, k=50)
+    assert {hit.frame for hit in answer.hits} == set(named_ids(path).tolist())
