@@ -200,12 +200,17 @@ def elements(files: ShardStorage, shard: int, shard_frames: int) -> Iterator[byt
 
 
 def empty_elements(root: Path, shard_frames: int, ids: NDArray[np.int64]) -> None:
-    """Rewrite the shards of the given sealed frames without them."""
+    """Rewrite the shards of the given sealed frames without them. They are not read, so they may be damaged."""
     files = LocalShards(root)
     for shard in np.unique(ids // shard_frames).tolist():
         drop = set((ids[ids // shard_frames == shard] % shard_frames).tolist())
-        kept = (b"" if at in drop else jpeg for at, jpeg in enumerate(elements(files, shard, shard_frames)))
-        files.put(shard_key(shard), shard_parts(kept, shard_frames))
+        files.put(shard_key(shard), shard_parts(_kept(files, shard, shard_frames, drop), shard_frames))
+
+
+def _kept(files: LocalShards, shard: int, shard_frames: int, drop: set[int]) -> Iterator[bytes]:
+    index = read_index(files, shard, shard_frames)
+    for at in range(shard_frames):
+        yield b"" if at in drop else read_element(files, shard, index, at)
 
 
 def write_array_state(root: Path, now: ArrayState, shard_frames: int) -> None:

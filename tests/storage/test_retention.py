@@ -72,6 +72,19 @@ def test_forget_takes_what_is_known_of_dropped_frames_too(tmp_path: Path) -> Non
         assert check(store) == []
 
 
+@pytest.mark.parametrize("way", ["drop", "forget"])
+def test_a_damaged_frame_can_be_removed(tmp_path: Path, way: str) -> None:
+    with made(tmp_path / "s", 2, 6) as store:
+        shard = tmp_path / "s" / "frames" / "c" / "0"
+        data = bytearray(shard.read_bytes())
+        data[30] ^= 1  # inside the first frame
+        shard.write_bytes(data)
+        assert check(store) != []
+        with store.writer("t") as writer:
+            assert (writer.drop(np.array([0, 1])) if way == "drop" else writer.forget(1)) == 2
+        assert check(store) == []
+
+
 def test_forget_wins_over_a_drop_that_was_begun(tmp_path: Path) -> None:
     from cld_stream.storage.retention import begin_dropping
 
