@@ -18,8 +18,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from cld_stream.errors import UsageError
 
 __all__ = [
-    "AugmentSettings", "BufferSettings", "EncoderSettings", "IngestSettings", "LossSettings", "OptimSettings",
-    "PublishSettings", "Settings", "StoreSettings", "TrainSettings", "as_dict", "as_toml", "load_settings",
+    "AugmentSettings", "BufferSettings", "EncoderSettings", "IngestSettings", "LossSettings", "OpsSettings",
+    "OptimSettings", "PublishSettings", "Settings", "StoreSettings", "TrainSettings", "as_dict", "as_toml",
+    "load_settings",
 ]  # fmt: skip
 
 
@@ -88,6 +89,8 @@ class IngestSettings(_Section):
     compute_s: float = setting(60.0, "CPU time that a worker may use without showing progress [s]", gt=0)
     worker_memory_mb: int = setting(1024, "address space a worker may take beyond its start [MB]", ge=256)
     worker_files: int = setting(1000, "a worker is replaced after this many files", ge=1)
+    max_frames: int = setting(0, "the oldest frames beyond this many are dropped; 0 = none are", ge=0)
+    max_gb: float = setting(0.0, "the oldest frames are dropped when all take more than this; 0 = none are [GB]", ge=0)
     max_pixels: int = setting(250_000_000, "larger pictures are refused before decoding [pixels]", ge=1)
 
 
@@ -243,6 +246,20 @@ class PublishSettings(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpsSettings(_Section):
+    """What a running ingest or train shows to whoever watches over it."""
+
+    port: int = setting(0, "port of /healthz, /readyz and /metrics; 0 = none", ge=0, le=65_535)
+    address: str = setting("127.0.0.1", "where that port listens; it asks nobody for a password")
+    stalled_s: float = setting(300.0, "without progress for this long it calls itself unhealthy [s]", gt=0)
+    log_mb: int = setting(
+        100,
+        "most that metrics.jsonl, train.log and the TensorBoard events may each take; the oldest goes first [MB]",
+        ge=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """All of them."""
 
@@ -255,6 +272,7 @@ class Settings:
     optim: OptimSettings = field(default_factory=OptimSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     publish: PublishSettings = field(default_factory=PublishSettings)
+    ops: OpsSettings = field(default_factory=OpsSettings)
 
 
 def load_settings(

@@ -40,12 +40,13 @@ def _options(
     ] = False,
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="More log lines; twice for all.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only answers and errors.")] = False,
+    json_logs: Annotated[bool, typer.Option("--json-logs", help="Progress, log and errors as JSON lines.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Trace: every log line, and tracebacks of errors.")] = False,
 ) -> None:
     global _debug
     _debug = debug
     console.quiet = quiet
-    set_up_logging(verbose, debug=debug)
+    set_up_logging(verbose, debug=debug, as_json=json_logs)
 
 
 def _flags_first(args: list[str]) -> list[str]:

@@ -18,6 +18,10 @@ SetOption = Annotated[
     typer.Option("--set", help="One setting, for example optim.lr=0.03; may be repeated.", metavar="SECTION.KEY=VALUE"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer as JSON on stdout.")]
+PortOption = Annotated[
+    int | None,
+    typer.Option("--port", help="Answer /healthz, /readyz and /metrics on this port of 127.0.0.1.", min=0, max=65_535),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 
 DEFAULT_STORE = Path("cld-store")

@@ -109,7 +109,10 @@ def print_ingest_summary(report: "IngestReport", *, dry_run: bool) -> None:
         answer("A BROKEN file is left alone until it changes: copy it again from its origin, or use --retry-broken.")
     counts = ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(report.counts.items()) if n) or "no files"
     verb = "would be added" if dry_run else "added"
-    answer(f"{report.frames:,} frames {verb} in {report.seconds:.1f} s. Files: {counts}.")
+    dropped = f" {report.dropped:,} of the oldest were dropped." if report.dropped else ""
+    answer(f"{report.frames:,} frames {verb} in {report.seconds:.1f} s. Files: {counts}.{dropped}")
+    for note in report.notes:
+        console.print(f"Note: {safe(note)}", markup=False, soft_wrap=True)
 
 
 def print_train_summary(report: "TrainReport") -> None:

@@ -29,10 +29,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
 
 def print_hits(hits: "Sequence[Hit]") -> None:
     """Print the neighbours of a query, best first."""
-    print_table(
-        ("rank>", "similarity>", "source", "at>", "taken", "frame>"),
-        [(h.rank, f"{h.similarity:.3f}", h.source, clock(h.time_s), when(h.wall_utc), h.frame) for h in hits],
-    )
+    columns = ("rank>", "similarity>", "source", "at>", "taken", "frame>", "")
+    print_table(columns, [_hit(h) for h in hits])
+
+
+def _hit(h: "Hit") -> tuple[object, ...]:
+    gone = "picture gone" if h.gone else ""
+    return h.rank, f"{h.similarity:.3f}", h.source, clock(h.time_s), when(h.wall_utc), h.frame, gone
 
 
 def print_eval(report: "EvalReport") -> None:

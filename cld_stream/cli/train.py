@@ -4,7 +4,15 @@ from typing import Annotated
 
 import typer
 
-from cld_stream.cli.options import DEFAULT_STORE, ConfigOption, DeviceOption, JsonOption, SetOption, StoreOption
+from cld_stream.cli.options import (
+    DEFAULT_STORE,
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    PortOption,
+    SetOption,
+    StoreOption,
+)
 from cld_stream.cli.output import answer_json, console
 from cld_stream.cli.stopping import StopSignals
 
@@ -22,6 +30,7 @@ def train(
     ] = False,
     init: Annotated[str | None, typer.Option(help="random, pretrained, or a .safetensors file.")] = None,
     device: DeviceOption = "auto",
+    port: PortOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -34,7 +43,9 @@ def train(
         from cld_stream.pipelines.train import train_settings
 
         chosen = choose_device(device)
-        settings = train_settings(chosen, config, [*(set_ or []), *([f"encoder.init={init}"] if init else [])])
+        flags = {"encoder.init": init, "ops.port": port}
+        given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+        settings = train_settings(chosen, config, [*(set_ or []), *given])
         if stop():
             console.print("Stopped before training began.")
             return

@@ -148,7 +148,7 @@ def stored_feature(store: Store, searcher: Searcher, frame: int) -> tuple[Questi
     Raises:
         StoreNotFoundError: it never was, is gone, or has no features yet.
     """
-    rows = store.catalog.rows([frame])
+    rows, _ = store.catalog.known([frame])
     if not len(rows):
         if 0 <= frame < store.catalog.next_id():
             raise StoreNotFoundError(f"{store.path}: frame {frame} was forgotten; its id is never used again.")
@@ -159,10 +159,14 @@ def stored_feature(store: Store, searcher: Searcher, frame: int) -> tuple[Questi
             f"{store.path}: frame {frame} has no features in this snapshot yet. A running `cld-stream train` adds "
             "them within a minute; `cld-stream snapshot` does it now."
         )
+    if not feature.any():  # overwritten, and its row goes next
+        raise StoreNotFoundError(f"{store.path}: frame {frame} is being forgotten.")
     with store.reader(threads=1) as reader:
-        jpeg = reader.jpegs([frame])[0]
+        jpeg = reader.jpegs([frame])[0] or None
     path = store.catalog.source(int(rows.source[0])).path
-    title = f"frame {frame} of {Path(path).name} at {float(rows.time_s[0]):.1f} s"
+    title = f"frame {frame} of {Path(path).name} at {float(rows.time_s[0]):.1f} s" + (
+        "" if jpeg else " (its picture is gone)"
+    )
     return Question(title, jpeg, float(rows.aspect[0])), feature
 
 

@@ -25,6 +25,7 @@ from cld_stream.storage.durable import (
 
 __all__ = [
     "Checkpoint",
+    "buffered_ids",
     "list_checkpoints",
     "load_checkpoint",
     "pin_checkpoint",
@@ -130,6 +131,23 @@ def load_checkpoint(store_path: Path, step: int | None = None) -> Checkpoint:
 def list_checkpoints(store_path: Path) -> list[int]:
     """Steps of the checkpoints, oldest first; damaged ones are among them."""
     return sorted(_directories(store_path))
+
+
+def buffered_ids(store_path: Path) -> NDArray[np.int64]:
+    """Ids of the frames in the replay buffer of the newest readable checkpoint, ascending; none without one.
+
+    Checksums are not looked at: this is asked for often, and a wrong id only keeps a frame.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for _, path in sorted(_directories(store_path).items(), reverse=True):
+        try:
+            with safe_open(path / _STATE, "numpy") as file:
+                ids: NDArray[np.int64] = file.get_tensor("buffer.ids")
+        except (OSError, SafetensorError):
+            continue
+        return np.unique(ids[ids >= 0])
+    return np.zeros(0, np.int64)
 
 
 def pin_checkpoint(store_path: Path, step: int) -> None:

@@ -127,7 +127,8 @@ def test_a_second_trainer_is_told_who_holds_the_lock(cli: Cli, home: Path) -> No
     with Store.open(home / "store") as store, store.trainer_lock("a trainer"):
         ended = cli("train", "--steps", "1")
     assert ended.code == 3
-    assert f"pid {os.getpid()}" in ended.err
+    assert f"pid {os.getpid()} on {socket.gethostname()} since 2" in ended.err
+    assert ": a trainer. Wait for it, or stop it." in ended.err
 
 
 def test_a_store_of_a_newer_format_is_refused_with_the_upgrade(cli: Cli, home: Path) -> None:
