@@ -1,6 +1,6 @@
 """Does the label-free score of `cld-stream tune` rank settings as labels would? Rank correlation on two data sets.
 
-    python -m benchmarks.tune ETH80 GTSRB --work DIR [--steps 250] [--seeds 0 1] [--out FILE.jsonl]
+    python -m benchmarks.tune ETH80 GTSRB --work DIR [--steps 600] [--seeds 0] [--out FILE.jsonl]
 
 ETH80 and GTSRB are unpacked folders with labels.tsv; of GTSRB only the train split is read. Each is ingested into
 a store below --work. Every setting of `GRID` is trained from scratch by the functions behind `cld-stream tune`, and
@@ -28,19 +28,19 @@ from numpy.typing import NDArray
 from cld_stream.config import Settings, load_settings
 from cld_stream.learn.augment import central_view
 from cld_stream.learn.learner import Learner
-from cld_stream.learn.probes import knn_classify
+from cld_stream.learn.probes import alignment, effective_rank, group_coherence, knn_classify, uniformity
 from cld_stream.pipelines.tune_slice import Slice, measure, take_slice, train_on
 from cld_stream.storage.store import Store
 
 BASE = (
-    "store.size=48", "encoder.width=0.125", "encoder.crop=32", "optim.batch=64", "optim.amp=always", "augment.flip=0",
+    "store.size=48", "encoder.width=0.125", "encoder.crop=24", "optim.batch=64", "optim.amp=always", "augment.flip=0",
     "optim.average_decay=0.99", "optim.warmup_steps=20",
 )  # fmt: skip
-TEMPERATURES, WEIGHTS, GROUPS = (0.05, 0.1, 0.2, 0.5), (0, 1), (8, 32)
+TEMPERATURES, ARMS = (0.03, 0.1, 0.3, 1.0), (("cld_weight=0",), ("groups=32",))
+UNTRAINED = ("optim.lr=1e-9",)
 GRID = [
-    (f"loss.temperature_instance={t}", f"loss.cld_weight={w}", *([f"loss.groups={k}"] if w else []))
-    for t, w in product(TEMPERATURES, WEIGHTS)
-    for k in (GROUPS if w else (0,))
+    UNTRAINED,
+    *(tuple(f"loss.{part}" for part in (f"temperature_instance={t}", *arm)) for arm, t in product(ARMS, TEMPERATURES)),
 ]
 FRAMES, K, SIGMA, FOLDS = 2560, 20, 0.1, 5
 MOST_JUDGED = 4096  # frames that labels judge
@@ -97,20 +97,20 @@ def run(key: dict[str, Any], data: Slice, labelled: tuple[Slice, NDArray[Any], N
     began = time.process_time()
     overrides = [*BASE, *key["setting"], f"optim.seed={key['seed']}"]
     base, settings = load_settings(overrides=BASE), load_settings(overrides=overrides)
-    learner = train_on(settings, data, key["steps"], "cpu")
+    learner = train_on(settings, data, 2 if tuple(key["setting"]) == UNTRAINED else key["steps"], "cpu")
     assert learner is not None
     answers = measure(learner, data, base.augment)
-    n = answers.numbers
+    apart, spread = alignment(answers.first_ND, answers.second_ND), uniformity(answers.centre_ND)
     return key | {
         "knn": labelled_knn(learner, data, *labelled),
         "view": float(answers.view.mean()),
         "time": float(answers.time.mean()),
         "both": float((answers.view.mean() + answers.time.mean()) / 2),
-        "coherence": n["coherence"],
-        "-alignment": -n["alignment"],
-        "-uniformity": -n["uniformity"],
-        "effective_rank": n["effective_rank"],
-        "-loss": 2 * -n["alignment"] - n["uniformity"],
+        "coherence": group_coherence(answers.centre_ND, torch.from_numpy(answers.view_run)),
+        "-alignment": -apart,
+        "-uniformity": -spread,
+        "effective_rank": effective_rank(answers.centre_ND),
+        "-loss": -2 * apart - spread,
         "cpu_s": round(time.process_time() - began, 1),
     }
 
@@ -157,8 +157,8 @@ def main() -> None:
     parser.add_argument("gtsrb", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="stores are made here")
     parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/tune-{date.today():%Y-%m-%d}.jsonl"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
 
@@ -170,7 +170,7 @@ def main() -> None:
     for folder, split in ((asked.eth80, None), (asked.gtsrb, "train")):
         with make_store(folder, asked.work, base, split) as store:
             problems[folder.name] = take_slice(store, FRAMES, "cpu"), judged(store)
-    for seed, (name, (data, labelled)), setting in product(asked.seeds, problems.items(), GRID):
+    for seed, setting, (name, (data, labelled)) in product(asked.seeds, GRID, problems.items()):
         key = {"data": name, "setting": list(setting), "seed": seed, "steps": asked.steps, "base": list(BASE)}
         if not any(key.items() <= cell.items() for cell in cells):
             cells.append(run(key, data, labelled))

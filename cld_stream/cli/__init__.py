@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import cld_stream
-from cld_stream.cli import ingest, manage, query, snapshots, train
+from cld_stream.cli import ingest, manage, query, snapshots, train, tune
 from cld_stream.cli.output import console, fail, set_up_logging
 from cld_stream.errors import CldError
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "CLD_STREAM", "help_option_names": ["-h", "--help"]},
 )
-for module in (ingest, train, query, snapshots, manage):
+for module in (ingest, train, query, snapshots, tune, manage):
     module.add_to(app)
 
 _debug = False

@@ -67,7 +67,9 @@ def doctor(
 
 
 def config(
-    recipe: Annotated[str | None, typer.Option(help="cpu or gpu: the settings that train takes there.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="cpu or gpu, which train takes there, or another packaged one.")
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,

@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from cld_stream.cli.output import answer, console, safe
-from cld_stream.cli.tables import print_table
+from cld_stream.cli.tables import clock, print_table
 
 if TYPE_CHECKING:
     from cld_stream.pipelines.ingest import IngestProgress, IngestReport
     from cld_stream.pipelines.train import TrainProgress, TrainReport
+    from cld_stream.pipelines.tune import TuneProgress, TuneReport
 
 _LINE_EVERY_S = 10.0
 
@@ -89,6 +90,20 @@ class TrainDisplay(_Display):
         self._show(_panel(f"Train  {p.state}", share, pairs), f"train ({p.state}): {line}")
 
 
+class TuneDisplay(_Display):
+    """Which short run of how many, and the time left."""
+
+    def __call__(self, p: "TuneProgress") -> None:
+        """Show where the comparison is."""
+        share = (p.run - 1 + p.step / p.steps) / p.runs
+        pairs = [
+            ("run", f"{p.run} of {p.runs}"), ("seed", f"{p.seed}"),
+            ("step", f"{p.step:,} of {p.steps:,}"), ("time left", "?" if p.left_s is None else clock(p.left_s)),
+        ]  # fmt: skip
+        line = ", ".join(f"{name} {value}" for name, value in pairs)
+        self._show(_panel(f"Tune  {safe(p.candidate)[-60:]}", share, pairs), f"tune ({safe(p.candidate)}): {line}")
+
+
 def print_ingest_summary(report: "IngestReport", *, dry_run: bool) -> None:
     """Counts by outcome, then every file that did not go in whole."""
     odd = [f for f in report.files if f.outcome in {"PARTIAL", "BROKEN", "SKIPPED", "MISSING"}]
@@ -106,3 +121,25 @@ def print_train_summary(report: "TrainReport") -> None:
         f"{report.steps:,} steps, {report.fed:,} frames fed, lag {report.lag:,}. "
         f"Checkpoint at step {report.step:,}; snapshot {report.snapshot or 'none yet'}."
     )
+
+
+def print_tune_report(report: "TuneReport") -> None:
+    """The ranking, how sure it is, and how to use the best."""
+    if report.standings:
+        rows = ((report.candidates[s.index].name, s) for s in report.standings)
+        print_table(
+            ("rank>", "candidate", "score>", "between seeds>", "ahead of all>", "behind rank 1>"),
+            [
+                (n, name, f"{s.score:.4f}", f"{s.spread:.4f}", f"{s.first:.0%}", "" if n == 1 else f"{s.beaten:.0%}")
+                for n, (name, s) in enumerate(rows, 1)
+            ],
+        )
+        answer("")
+    for line in report.verdict():
+        answer(line)
+    if report.done < report.runs:
+        answer(f"{report.done} of {report.runs} runs are finished and kept; the same command goes on from there.")
+    if report.use:
+        answer(f"Rank 1: {report.use}")
+    if report.out:
+        answer(f"Wrote {safe(report.out)}: use it with --config.")

@@ -4,7 +4,15 @@ from typing import Annotated
 
 import typer
 
-from cld_stream.cli.options import DEFAULT_STORE, ConfigOption, DeviceOption, JsonOption, SetOption, StoreOption
+from cld_stream.cli.options import (
+    DEFAULT_STORE,
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    RecipeOption,
+    SetOption,
+    StoreOption,
+)
 from cld_stream.cli.output import answer_json, console
 from cld_stream.cli.stopping import StopSignals
 
@@ -22,6 +30,7 @@ def train(
     ] = False,
     init: Annotated[str | None, typer.Option(help="random, pretrained, or a .safetensors file.")] = None,
     device: DeviceOption = "auto",
+    recipe: RecipeOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -33,8 +42,9 @@ def train(
     from cld_stream.pipelines.train import train_settings
 
     chosen = choose_device(device)
-    settings = train_settings(chosen, config, [*(set_ or []), *([f"encoder.init={init}"] if init else [])])
-    if chosen == "cpu":
+    overrides = [*(set_ or []), *([f"encoder.init={init}"] if init else [])]
+    settings = train_settings(chosen, config, overrides, recipe=recipe)
+    if chosen == "cpu" and not recipe:
         console.print(f"No GPU in use: taking the small CPU recipe ({settings.encoder.backbone}, "
                       f"width {settings.encoder.width:g}, {settings.encoder.crop} px).")  # fmt: skip
     with StopSignals() as stop, TrainDisplay() as display:
