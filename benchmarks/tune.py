@@ -1,17 +1,19 @@
 """Does the label-free score of `cld-stream tune` rank settings as labels would? Rank correlation on two data sets.
 
-    python -m benchmarks.tune ETH80 GTSRB --work DIR [--steps 600] [--seeds 0] [--out FILE.jsonl]
+    python -m benchmarks.tune ETH80 GTSRB --work DIR [--steps 600] [--seeds 0] [--minutes M]
 
 ETH80 and GTSRB are unpacked folders with labels.tsv; of GTSRB only the train split is read. Each is ingested into
 a store below --work. Every setting of `GRID` is trained from scratch by the functions behind `cld-stream tune`, and
 scored by them without labels; then labels say what the same encoder is worth: kNN (k = 20) over five folds of whole
-sequences, so that near-repeats are never on both sides. A finished run is one line of --out and is not run again;
-then the table is printed.
+sequences, so that near-repeats are never on both sides. A finished run is one line of --out and is not run again; the
+page beside it (FILE.md) is rewritten at the end.
 """
 
 import argparse
 import csv
 import json
+import os
+import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -42,6 +44,7 @@ GRID = [
     UNTRAINED,
     *(tuple(f"loss.{part}" for part in (f"temperature_instance={t}", *arm)) for arm, t in product(ARMS, TEMPERATURES)),
 ]
+Setting = tuple[str, ...]
 FRAMES, K, SIGMA, FOLDS = 2560, 20, 0.1, 5
 MOST_JUDGED = 4096  # frames that labels judge
 SCORES = (
@@ -122,33 +125,57 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def table(cells: list[dict[str, Any]]) -> str:
-    """Correlations over the settings (mean of the seeds), what the first choice costs, and every setting."""
-    out = []
-    means: dict[str, dict[tuple[str, ...], dict[str, float]]] = {}
+def means(cells: list[dict[str, Any]]) -> dict[str, dict[Setting, dict[str, float]]]:
+    """By data set and setting: every score and the kNN, mean of the seeds."""
+    found: dict[str, dict[Setting, dict[str, float]]] = {}
     for cell in cells:
-        means.setdefault(cell["data"], {}).setdefault(tuple(cell["setting"]), {})
-    for data, settings in means.items():
+        found.setdefault(cell["data"], {}).setdefault(tuple(cell["setting"]), {})
+    for data, settings in found.items():
         for setting, scores in settings.items():
             mine = [c for c in cells if c["data"] == data and tuple(c["setting"]) == setting]
-            scores.update({name: float(np.mean([c[name] for c in mine])) for name in (*SCORES, "knn")})
-    out += ["| score | " + " | ".join(f"{d}: Spearman | {d}: kNN of its first choice" for d in means) + " |"]
-    out += ["|" + " --- |" * (1 + 2 * len(means))]
+            scores.update({name: float(np.mean([c[name] for c in mine])) for name in ("knn", *SCORES)})
+    return found
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """Correlations over the trained settings, what the first choice costs, and every setting."""
+    every = means(cells)
+    trained = {data: [r for s, r in settings.items() if s != UNTRAINED] for data, settings in every.items()}
+    head = " | ".join(f"{d}: Spearman of {len(rows)} | its first choice: kNN" for d, rows in trained.items())
+    out = [f"| score | {head} |", "|" + " --- |" * (1 + 2 * len(every))]
     for name in SCORES:
         line = []
-        for settings in means.values():
-            rows = list(settings.values())
+        for rows in filter(None, trained.values()):
             best = max(rows, key=lambda r: r[name])
             line += [f"{spearman([r[name] for r in rows], [r['knn'] for r in rows]):+.2f}", f"{best['knn']:.3f}"]
         out += [f"| {name} | " + " | ".join(line) + " |"]
-    for data, settings in means.items():
-        knn = [r["knn"] for r in settings.values()]
-        out += ["", f"{data}: kNN {min(knn):.3f} to {max(knn):.3f}, mean {np.mean(knn):.3f}", ""]
+    for data, settings in every.items():
+        knn = [r["knn"] for r in trained[data]] or [np.nan]
+        out += ["", f"{data}: kNN of the trained {min(knn):.3f} to {max(knn):.3f}, mean {np.mean(knn):.3f}.", ""]
         out += ["| setting | " + " | ".join(("knn", *SCORES)) + " |", "|" + " --- |" * (2 + len(SCORES))]
         for setting, r in sorted(settings.items(), key=lambda item: -item[1]["knn"]):
             short = " ".join(part.removeprefix("loss.") for part in setting)
+            short = "untrained" if setting == UNTRAINED else short
             out += [f"| {short} | " + " | ".join(f"{r[name]:.3f}" for name in ("knn", *SCORES)) + " |"]
     return "\n".join(out)
+
+
+def page(cells: list[dict[str, Any]], asked: argparse.Namespace) -> str:
+    """What is finished, as the results page has it."""
+    wanted = len(asked.seeds) * len(GRID) * 2
+    return f"""# Does a label-free score rank settings as labels would?
+
+`python -m benchmarks.tune ETH80 GTSRB --work DIR --steps {asked.steps} --seeds {" ".join(map(str, asked.seeds))}`,
+{date.today()}, {os.cpu_count()}-core {platform.machine()} virtual machine, CPU, torch {torch.__version__}, one thread,
+{sum(c["cpu_s"] for c in cells) / 60:.1f} CPU-minutes. {len(cells)} of {wanted} runs are finished.
+
+Each setting is trained from its start ({asked.steps} steps of 64 frames, ResNet-18 of width 0.125, 24 px views) by
+the functions behind `cld-stream tune`, and scored by them. kNN (k = {K}) of the instance features over {FOLDS} folds
+of whole sequences says what labels think of the same encoder. Spearman: rank correlation of score and kNN over
+the trained settings; with eight of them, less than 0.74 may be chance (5%, two-sided).
+
+{table(cells)}
+"""
 
 
 def main() -> None:
@@ -156,12 +183,16 @@ def main() -> None:
     parser.add_argument("eth80", type=Path)
     parser.add_argument("gtsrb", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="stores are made here")
-    parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/tune-{date.today():%Y-%m-%d}.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tune.jsonl"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument(
+        "--minutes", type=float, default=1e6, help="begin no run after so long; 0 = only write the page"
+    )
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
 
+    began = time.monotonic()
     torch.set_num_threads(asked.threads)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     cells = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
@@ -172,14 +203,14 @@ def main() -> None:
             problems[folder.name] = take_slice(store, FRAMES, "cpu"), judged(store)
     for seed, setting, (name, (data, labelled)) in product(asked.seeds, GRID, problems.items()):
         key = {"data": name, "setting": list(setting), "seed": seed, "steps": asked.steps, "base": list(BASE)}
-        if not any(key.items() <= cell.items() for cell in cells):
+        if not any(key.items() <= cell.items() for cell in cells) and time.monotonic() < began + 60 * asked.minutes:
             cells.append(run(key, data, labelled))
             with asked.out.open("a") as out:
                 out.write(json.dumps(cells[-1]) + "\n")
             print(json.dumps({k: v for k, v in cells[-1].items() if k != "base"}), file=sys.stderr, flush=True)
     mine = [c for c in cells if c["steps"] == asked.steps and c["seed"] in asked.seeds and c["base"] == list(BASE)]
+    asked.out.with_suffix(".md").write_text(page(mine, asked))
     print(table(mine))
-    print(f"\n{sum(c['cpu_s'] for c in mine) / 60:.1f} CPU-minutes, torch {torch.__version__}")
 
 
 if __name__ == "__main__":
