@@ -1,6 +1,7 @@
 """Live displays on a terminal, plain log lines otherwise."""
 
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cld_stream.cli.output import answer, console, safe
-from cld_stream.cli.tables import clock, print_table
+from cld_stream.cli.tables import print_table
 
 if TYPE_CHECKING:
     from cld_stream.pipelines.ingest import IngestProgress, IngestReport
@@ -96,9 +97,10 @@ class TuneDisplay(_Display):
     def __call__(self, p: "TuneProgress") -> None:
         """Show where the comparison is."""
         share = (p.run - 1 + p.step / p.steps) / p.runs
+        left = "?" if p.left_s is None else str(timedelta(seconds=round(p.left_s)))
         pairs = [
             ("run", f"{p.run} of {p.runs}"), ("seed", f"{p.seed}"),
-            ("step", f"{p.step:,} of {p.steps:,}"), ("time left", "?" if p.left_s is None else clock(p.left_s)),
+            ("step", f"{p.step:,} of {p.steps:,}"), ("time left", left),
         ]  # fmt: skip
         line = ", ".join(f"{name} {value}" for name, value in pairs)
         self._show(_panel(f"Tune  {safe(p.candidate)[-60:]}", share, pairs), f"tune ({safe(p.candidate)}): {line}")
@@ -130,7 +132,14 @@ def print_tune_report(report: "TuneReport") -> None:
         print_table(
             ("rank>", "candidate", "score>", "between seeds>", "ahead of all>", "behind rank 1>"),
             [
-                (n, name, f"{s.score:.4f}", f"{s.spread:.4f}", f"{s.first:.0%}", "" if n == 1 else f"{s.beaten:.0%}")
+                (
+                    n,
+                    name,
+                    f"{s.score:.4f}",
+                    f"{s.spread:.4f}" if report.seeds > 1 else "",
+                    f"{s.first:.0%}",
+                    "" if n == 1 else f"{s.beaten:.0%}",
+                )
                 for n, (name, s) in enumerate(rows, 1)
             ],
         )
