@@ -47,6 +47,7 @@ GRID = [
 Setting = tuple[str, ...]
 FRAMES, K, SIGMA, FOLDS = 2560, 20, 0.1, 5
 MOST_JUDGED = 4096  # frames that labels judge
+FEWEST = 5  # settings, or there is no correlation to speak of
 SCORES = (
     "view", "time", "both", "coherence", "-alignment", "-uniformity", "effective_rank", "-loss",
 )  # fmt: skip
@@ -145,7 +146,10 @@ def table(cells: list[dict[str, Any]]) -> str:
     out = [f"| score | {head} |", "|" + " --- |" * (1 + 2 * len(every))]
     for name in SCORES:
         line = []
-        for rows in filter(None, trained.values()):
+        for rows in trained.values():
+            if len(rows) < FEWEST:
+                line += ["", ""]
+                continue
             best = max(rows, key=lambda r: r[name])
             line += [f"{spearman([r[name] for r in rows], [r['knn'] for r in rows]):+.2f}", f"{best['knn']:.3f}"]
         out += [f"| {name} | " + " | ".join(line) + " |"]
@@ -196,18 +200,23 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     cells = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
-    base = load_settings(overrides=BASE)
+    folders = {asked.eth80: None, asked.gtsrb: "train"}
+    keys = [
+        {"data": folder.name, "setting": list(setting), "seed": seed, "steps": asked.steps, "base": list(BASE)}
+        for seed, setting, folder in product(asked.seeds, GRID, folders)
+    ]
+    todo = [key for key in keys if not any(key.items() <= cell.items() for cell in cells)]
     problems = {}
-    for folder, split in ((asked.eth80, None), (asked.gtsrb, "train")):
-        with make_store(folder, asked.work, base, split) as store:
+    for folder, split in folders.items() if todo and asked.minutes else ():
+        with make_store(folder, asked.work, load_settings(overrides=BASE), split) as store:
             problems[folder.name] = take_slice(store, FRAMES, "cpu"), judged(store)
-    for seed, setting, (name, (data, labelled)) in product(asked.seeds, GRID, problems.items()):
-        key = {"data": name, "setting": list(setting), "seed": seed, "steps": asked.steps, "base": list(BASE)}
-        if not any(key.items() <= cell.items() for cell in cells) and time.monotonic() < began + 60 * asked.minutes:
-            cells.append(run(key, data, labelled))
-            with asked.out.open("a") as out:
-                out.write(json.dumps(cells[-1]) + "\n")
-            print(json.dumps({k: v for k, v in cells[-1].items() if k != "base"}), file=sys.stderr, flush=True)
+    for key in todo:
+        if time.monotonic() >= began + 60 * asked.minutes:
+            break
+        cells.append(run(key, *problems[key["data"]]))
+        with asked.out.open("a") as out:
+            out.write(json.dumps(cells[-1]) + "\n")
+        print(json.dumps({k: v for k, v in cells[-1].items() if k != "base"}), file=sys.stderr, flush=True)
     mine = [c for c in cells if c["steps"] == asked.steps and c["seed"] in asked.seeds and c["base"] == list(BASE)]
     asked.out.with_suffix(".md").write_text(page(mine, asked))
     print(table(mine))

@@ -11,8 +11,8 @@ from cld_stream.pipelines.tune_ranking import SURE, Standing
 __all__ = ["TuneProgress", "TuneReport"]
 
 WORTH = (
-    "The score is label-free: it sees whether the encoder learns to tell frames apart. That small differences in it "
-    "agree with what labels would say is not shown (docs/tune.md)."
+    "The score is label-free: it says how well the encoder tells frames apart. That it agrees with what labels would "
+    "say is not shown (docs/tune.md)."
 )
 
 
