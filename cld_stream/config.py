@@ -1,8 +1,8 @@
 """Every setting: its type, default, unit and reason. `cld-stream config` prints this file as commented TOML.
 
 Settings are frozen dataclasses of the standard library, so that `cld_stream.learn` needs torch alone. Precedence:
-defaults < recipe of the device < `--config FILE.toml` < `--set section.key=value`. Parsing and type checks are
-pydantic's.
+defaults < recipe (by name, or of the device) < `--config FILE.toml` < `--set section.key=value`. Parsing and type
+checks are pydantic's.
 """
 
 import difflib
@@ -286,7 +286,7 @@ def load_settings(
     Args:
         config: a TOML file with sections as in `cld-stream config`.
         overrides: `section.key=value` strings, applied in order.
-        recipe: name of a packaged recipe (`cpu`, `gpu`) that stands under both.
+        recipe: name of a packaged recipe (`cpu`, `gpu`, `moco-cld-32`, ...) that stands under both.
 
     Raises:
         UsageError: an unknown key (the nearest one is named), a value of the wrong type or out of range, a bad file.
@@ -343,7 +343,7 @@ def _recipe(name: str) -> str:
     folder = resources.files("cld_stream").joinpath("recipes")
     known = sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
     if name not in known:
-        raise UsageError(f"there is no recipe {name!r}; the packaged ones are {', '.join(known)}")
+        raise UsageError(f"there is no recipe {name!r}; the packaged ones are {', '.join(known)}.")
     return folder.joinpath(f"{name}.toml").read_text()
 
 

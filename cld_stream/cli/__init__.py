@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import cld_stream
-from cld_stream.cli import evaluate, ingest, manage, query, snapshots, train
+from cld_stream.cli import evaluate, ingest, manage, query, snapshots, train, tune
 from cld_stream.cli.output import console, fail, set_up_logging
 from cld_stream.errors import CldError
 
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "CLD_STREAM", "help_option_names": ["-h", "--help"]},
 )
-for module in (ingest, train, query, snapshots, evaluate, manage):
+for module in (ingest, train, query, snapshots, evaluate, tune, manage):
     module.add_to(app)
 
 _debug = False

@@ -83,7 +83,9 @@ def migrate(
 
 
 def config(
-    recipe: Annotated[str | None, typer.Option(help="cpu or gpu: the settings that train takes there.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="cpu or gpu, which train takes there, or another packaged one.")
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,

@@ -13,6 +13,11 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="Settings as TOML; `cld-stream config` prints every one."),
 ]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", help="Packaged settings under --config and --set, for example moco-cld-32.  "
+                 "[default: cpu or gpu, by device]"),
+]  # fmt: skip
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="One setting, for example optim.lr=0.03; may be repeated.", metavar="SECTION.KEY=VALUE"),

@@ -10,6 +10,7 @@ from cld_stream.cli.options import (
     DeviceOption,
     JsonOption,
     PortOption,
+    RecipeOption,
     SetOption,
     StoreOption,
 )
@@ -31,6 +32,7 @@ def train(
     init: Annotated[str | None, typer.Option(help="random, pretrained, or a .safetensors file.")] = None,
     device: DeviceOption = "auto",
     port: PortOption = None,
+    recipe: RecipeOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -45,11 +47,11 @@ def train(
         chosen = choose_device(device)
         flags = {"encoder.init": init, "ops.port": port}
         given = [f"{key}={value}" for key, value in flags.items() if value is not None]
-        settings = train_settings(chosen, config, [*(set_ or []), *given])
+        settings = train_settings(chosen, config, [*(set_ or []), *given], recipe=recipe)
         if stop():
             console.print("Stopped before training began.")
             return
-        if chosen == "cpu":
+        if chosen == "cpu" and not recipe:
             console.print(f"No GPU in use: taking the small CPU recipe ({settings.encoder.backbone}, "
                           f"width {settings.encoder.width:g}, {settings.encoder.crop} px).")  # fmt: skip
         with TrainDisplay() as display:

@@ -27,9 +27,11 @@ __all__ = ["TrainProgress", "TrainReport", "train", "train_settings"]
 _HOLD_S = 2.0  # an incomplete batch of fresh frames waits this long for more
 
 
-def train_settings(device: str, config: Path | None = None, overrides: Iterable[str] = ()) -> Settings:
-    """The recipe of the device under the user's own settings."""
-    return load_settings(config, overrides, recipe="gpu" if device.startswith("cuda") else "cpu")
+def train_settings(
+    device: str, config: Path | None = None, overrides: Iterable[str] = (), *, recipe: str | None = None
+) -> Settings:
+    """A recipe, without a name that of the device, under the user's own settings."""
+    return load_settings(config, overrides, recipe=recipe or ("gpu" if device.startswith("cuda") else "cpu"))
 
 
 def train(

@@ -10,7 +10,7 @@ COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-def
 def test_the_verbs_are_a_known_list() -> None:
     assert COMMANDS == [
         "config", "demo", "doctor", "eval", "forget", "ingest", "migrate", "query", "snapshot", "snapshots", "status",
-        "train",
+        "train", "tune",
     ]  # fmt: skip
 
 
