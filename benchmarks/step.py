@@ -100,7 +100,7 @@ class Bench:
         with torch.no_grad():
             out = learner.encoder.eval()(self.views)
         (f1, f2), (g1, g2) = (x.detach().requires_grad_().chunk(2) for x in (out.instance_Nd, out.group_Nd))
-        batch = Batch(slots, slots, slots < 0, (), f1, f2, learner.bank, torch.Generator())
+        batch = Batch(slots, slots, slots < 0, self.views[None, :0], f1, f2, learner.bank, torch.Generator())
         parameters = list(learner.encoder.parameters())
         for p in parameters:
             p.grad = torch.zeros_like(p)

@@ -30,7 +30,7 @@ ERASED, ERASED_RATIOS = (0.02, 0.33), (0.3, 3.3)
 
 _TRIES = 10
 
-_PIECE = 8
+_PIECE = 16
 """Frames at a time on a CPU, so that all passes over their views stay in its cache. Elsewhere all at once."""
 
 
