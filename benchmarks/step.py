@@ -87,7 +87,7 @@ class Bench:
         encoder, began = self.learner.encoder.train(), self.clock()
         with self.learner._autocast():
             out = encoder(self.views)
-        (out.instance_Nd.sum() + out.group_Nd.sum()).backward()  # type: ignore[no-untyped-call]
+        (out.instance_Nd.sum() + out.group_Nd.sum()).backward()
         seconds = self.clock() - began
         encoder.zero_grad()
         return seconds
@@ -104,13 +104,14 @@ class Bench:
         parameters = list(learner.encoder.parameters())
         for p in parameters:
             p.grad = torch.zeros_like(p)
+        grads = [p.grad for p in parameters if p.grad is not None]
         optimiser = torch.optim.SGD(parameters, lr=0.0, momentum=s.optim.momentum)
 
         def cross_level() -> None:
             cross_level_loss(g1, g2, learner.grouping, s.loss.temperature_group).backward()  # type: ignore[no-untyped-call]
 
         def finite_and_sgd() -> None:
-            torch.stack([norm.isfinite() for norm in torch._foreach_norm([p.grad for p in parameters])]).all().item()
+            torch.stack([norm.isfinite() for norm in torch._foreach_norm(grads)]).all().item()
             optimiser.step()
 
         def bank() -> None:

@@ -81,10 +81,8 @@ class RandomViews:
         boxes, flip_V = random_boxes(aspect_V, a.scale_min, u_VR[:, :22]), u_VR[:, 22] < a.flip
         colours_VR = self._colours(u_VR[:, 23:])
         index_vN = torch.arange(views * n, device=device).view(views, n)
-        x_V3CC = torch.empty(
-            views * n, 3, self.crop, self.crop, device=device, memory_format=torch.channels_last
-        )
-        out = x_V3CC.unflatten(0, (views, n))
+        x_V3CC = torch.empty(views * n, 3, self.crop, self.crop, device=device, memory_format=torch.channels_last)
+        out = x_V3CC.view(views, n, *x_V3CC.shape[1:])
         size = _PIECE if device.type == "cpu" else n
         for start in range(0, n, size):
             piece = slice(start, start + size)

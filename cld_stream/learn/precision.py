@@ -15,7 +15,7 @@ def fast_float32(device: torch.device) -> Iterator[None]:
 
     MKL, torch's first choice, uses half of AVX-512 on processors of AMD. torch's "medium" hands float32 products to
     oneDNN and allows it to round factors to bf16, which it does only on CPUs with units for that (AMX); on all others
-    it is float32 at full speed. See docs/decisions/033-float32-on-cpus.md.
+    it is float32 at full speed. See docs/decisions/034-float32-on-cpus.md.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium" if device.type == "cpu" and _medium_is_exact() else "highest")

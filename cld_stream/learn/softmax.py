@@ -62,7 +62,7 @@ class _LogSumExp(torch.autograd.Function):
         return (top_N1 + total_N1.log())[:, 0]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None]:
         (expected_ND,) = ctx.saved_tensors
         return grad_N[:, None] * expected_ND, None, None

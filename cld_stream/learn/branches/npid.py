@@ -32,9 +32,7 @@ class NPID(Branch):
             return self._sampled(batch)
         f_VD, other_VD = torch.cat([b.f1_ND, b.f2_ND]), torch.cat([b.f2_ND, b.f1_ND])
         slots_V, newborn_V = b.slots_N.repeat(2), b.newborn_N.repeat(2)
-        return npid_loss(
-            f_VD, b.bank.rows_MD, slots_V, t, live_M=b.bank.live_M, other_ND=other_VD, newborn_N=newborn_V
-        )
+        return npid_loss(f_VD, b.bank.rows_MD, slots_V, t, live_M=b.bank.live_M, other_ND=other_VD, newborn_N=newborn_V)
 
     def _sampled(self, batch: Batch) -> Tensor:
         """As in the public implementations, Z is estimated from the first batch and then stays.
