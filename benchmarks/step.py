@@ -108,7 +108,7 @@ class Bench:
         optimiser = torch.optim.SGD(parameters, lr=0.0, momentum=s.optim.momentum)
 
         def cross_level() -> None:
-            cross_level_loss(g1, g2, learner.grouping, s.loss.temperature_group).backward()  # type: ignore[no-untyped-call]
+            cross_level_loss(g1, g2, learner.cross_level.grouping, s.loss.temperature_group).backward()  # type: ignore[no-untyped-call]
 
         def finite_and_sgd() -> None:
             torch.stack([norm.isfinite() for norm in torch._foreach_norm(grads)]).all().item()

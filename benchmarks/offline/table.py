@@ -1,7 +1,6 @@
 """Finished cells as Markdown: mean ± standard deviation over seeds, and the gain of CLD, seed by seed."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -26,7 +25,8 @@ def summary(lines: Sequence[Line], wanted: Sequence[Cell], *, published: bool = 
         "| set | method | head | seeds | kNN | kNN + CLD | gain | linear | linear + CLD | gain |" + extra[0],
         "| --- " * 10 + "|" + extra[1],
     ]
-    pairs = [(_plain(cell), cell) for cell in wanted if cell.recipe.cld]
+    without = {_twin(cell): cell for cell in wanted if not cell.recipe.cld}
+    pairs = [(without[_twin(cell)], cell) for cell in wanted if cell.recipe.cld]
     for variant, method, head in dict.fromkeys((c.variant, c.method, c.recipe.head) for _, c in pairs):
         both = [
             (a, b)
@@ -65,25 +65,18 @@ def write(file: Path, scale: str, lines: Sequence[Line], wanted: Sequence[Cell])
     page = [f"# The offline protocol, scale {scale}", "", *_preamble(scale, mine, wanted), ""]
     page += summary(lines, wanted, published=scale == "h200")
     if any(line["held_out"] for line in lines):
-        page += [
-            "",
-            "## Learning rates",
-            "",
-            *_SWEEP.format(rates=RATES, images=_swept_images(lines)).splitlines(),
-            "",
-            *sweep(lines),
-        ]
+        recipe = next(line["recipe"] for line in lines if line["held_out"])
+        rates = "; ".join(f"{method} {plain:g}, {cld:g}" for method, (plain, cld) in RATES.items())
+        how = _SWEEP.format(rates=rates, images=recipe["images"], epochs=recipe["epochs"])
+        page += ["", "## Learning rates", "", *how.splitlines(), "", *sweep(lines)]
     before = file.read_text() if file.exists() else ""
     notes = before[before.index(NOTES) :].rstrip() if NOTES in before else NOTES
     file.write_text("\n".join([*page, "", notes, ""]))
 
 
-_SWEEP = """One seed, balanced set of {images:,} images, kNN (k 200) of 2,000 held-out train images in no set;
-the rates are for a batch of 128, the same grid for every method. Chosen: {rates}."""
-
-
-def _swept_images(lines: Sequence[Line]) -> int:
-    return max(int(line["recipe"]["images"]) for line in lines if line["held_out"])
+_SWEEP = """One seed, balanced set of {images:,} images, {epochs} epochs, kNN (k 200) of 2,000 held-out train images
+that are in no set; the rates are for a batch of 128, the same grid for every method and lambda. The best of each is
+used above (without CLD, with CLD): {rates}."""
 
 
 def _preamble(scale: str, mine: Sequence[Line], wanted: Sequence[Cell]) -> list[str]:
@@ -116,5 +109,6 @@ def _spread(values: Sequence[float], sign: str = "") -> str:
     return f"{mean(values):{sign}.1f}{around}"
 
 
-def _plain(cell: Cell) -> Cell:
-    return replace(cell, recipe=replace(cell.recipe, cld=0.0))
+def _twin(cell: Cell) -> tuple[str, str, str, int]:
+    """What a cell shares with the one that differs in CLD alone (and in the rate that suits it)."""
+    return cell.variant, cell.method, cell.recipe.head, cell.seed

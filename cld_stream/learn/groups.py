@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["TIE", "Grouping", "full_precision", "group_means", "local_kmeans"]
+__all__ = ["TIE", "Grouping", "full_precision", "group_means", "local_kmeans", "segment_means"]
 
 # Shape suffixes: N rows, D features, K groups.
 
@@ -56,7 +56,7 @@ def local_kmeans(x_ND: Tensor, k: int, iters: int) -> tuple[Tensor, Tensor]:
         fixed_ND = x_ND.detach()
         centroids_KD = F.pad(fixed_ND[:k], (0, 0, 0, max(0, k - len(x_ND))))
         for _ in range(iters - 1):
-            centroids_KD = group_means(fixed_ND, _nearest(fixed_ND, centroids_KD), k)
+            centroids_KD = segment_means(fixed_ND, _nearest(fixed_ND, centroids_KD), k)
         labels_N = _nearest(fixed_ND, centroids_KD)
         return labels_N, group_means(x_ND, labels_N, k)
 
@@ -73,3 +73,14 @@ def group_means(x_ND: Tensor, labels_N: Tensor, k: int) -> Tensor:
     """Mean row of each of k groups (K x D); zero for an empty one. A matrix product: deterministic on every device."""
     member_KN = F.one_hot(labels_N, k).T.to(x_ND.dtype)
     return member_KN @ x_ND / member_KN.sum(1, keepdim=True).clamp(min=1)
+
+
+@torch.no_grad()
+def segment_means(x_ND: Tensor, labels_N: Tensor, k: int) -> Tensor:
+    """The same without a gradient and without the K x N table: rows are sorted by group and added up group by group.
+
+    Several times faster than the product on a CPU, just as deterministic on every device, and nothing waits for a GPU.
+    """
+    sorted_N, order_N = labels_N.sort(stable=True)
+    first_K = torch.searchsorted(sorted_N, torch.arange(k, device=x_ND.device))
+    return F.embedding_bag(order_N, x_ND, first_K, mode="mean")

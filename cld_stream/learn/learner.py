@@ -5,7 +5,6 @@ Randomness is a function of (seed, salt, clock): nothing else has to be saved to
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cld_stream.config import EncoderSettings, LossSettings, Settings
+from cld_stream.config import EncoderSettings, Settings
 from cld_stream.learn.augment import RandomViews, central_view
 from cld_stream.learn.average import WeightAverage, estimate_batch_norm
 from cld_stream.learn.bank import MemoryBank
 from cld_stream.learn.branches import Batch, make_branch
 from cld_stream.learn.buffer import EMPTY, Admission, Ids, ReplayBuffer
+from cld_stream.learn.cross_level import CrossLevel
 from cld_stream.learn.descent import Descent
 from cld_stream.learn.encoder import Encoder, build_encoder
-from cld_stream.learn.groups import Grouping, local_kmeans
-from cld_stream.learn.losses import cross_level_loss
-from cld_stream.learn.ncut import normalised_cuts
 from cld_stream.learn.undo import Undo
 
 __all__ = ["Learner", "StepPlan", "StepReport"]
@@ -102,7 +99,7 @@ class Learner:
         self.buffer = ReplayBuffer(rows, settings.buffer.policy)
         self.bank = MemoryBank(rows, settings.encoder.feature_dim, settings.loss.bank_momentum, self.device)
         self.views = RandomViews(settings.augment, settings.encoder.crop, self.branch.views)
-        self.grouping = _grouping(settings.loss)
+        self.cross_level = CrossLevel(settings.loss, rows, settings.encoder.feature_dim, self.device)
 
     def plan(self, fresh: Iterable[int] = ()) -> StepPlan:
         """Decide a batch, changing nothing: admit the fresh frames first, then draw replays among those that stay."""
@@ -128,8 +125,9 @@ class Learner:
         if not 2 <= len(pixels) == len(aspect) == len(plan.ids):
             raise ValueError(f"the plan has {len(plan.ids)} frames, at least 2 are needed; got {len(pixels)}")
         s, slots = self.settings.loss, torch.from_numpy(plan.slots).to(self.device)
-        newborn, lr, generator = self._newborn(plan, slots), self._rate(), self._generator()
-        undo = Undo(self.encoder, self.bank, born := slots[newborn])
+        newborn, lr, generator = self._newborn(plan, slots), self._rate(), self._generator(1)
+        born = slots[newborn]
+        undo = Undo(self.encoder, self.bank, born)
 
         views = self.views(pixels, aspect, generator)
         (f1, f2), (g1, g2) = self._features(views[:2])
@@ -139,7 +137,7 @@ class Learner:
             instance = self.branch(Batch(ids, slots, newborn, views, f1, f2, self.bank, generator))
         cld = instance.new_zeros(())
         if s.cld_weight > 0:
-            cld = cross_level_loss(g1, g2, self.grouping, s.temperature_group)
+            cld = self.cross_level(g1, g2, slots, newborn)
         loss = instance + s.cld_weight * cld
 
         ok = self.descent.step(loss, lr)  # unless something is not finite
@@ -147,6 +145,7 @@ class Learner:
             old = ~newborn & (slots >= 0)
             self.bank.update(slots[old], f1.detach()[old], f2.detach()[old], self.clock)
             self.branch.follow(self.encoder)
+            self.cross_level.follow(g1, g2, slots, newborn, self.clock, self._generator(3))
             self.average.follow(self.encoder)
             self.buffer.apply(plan.admission, self.clock)
             self.buffer.touch(plan.slots[plan.fresh :])
@@ -161,7 +160,7 @@ class Learner:
         """Admit frames without a step. Their bank rows are born when they are first replayed."""
         admission = self.buffer.propose(_ids(fresh), np.random.default_rng(self._entropy(0)))
         taken = admission.slots[admission.slots != EMPTY]
-        self.bank.kill(torch.from_numpy(taken).to(self.device))  # the rows of those who were evicted
+        self._bury(taken)  # the rows of those who were evicted
         self.buffer.apply(admission, self.clock)
         return admission
 
@@ -169,7 +168,7 @@ class Learner:
         """Remove frames from buffer, bank and branch; ids that are not there are ignored. Returns the freed slots."""
         gone = _ids(ids)
         slots = self.buffer.drop(gone)
-        self.bank.kill(torch.from_numpy(slots).to(self.device))
+        self._bury(slots)
         self.branch.forget(torch.from_numpy(gone).to(self.device))
         return slots
 
@@ -199,6 +198,7 @@ class Learner:
         tensors = {
             "encoder": self.encoder.state_dict(),
             "branch": self.branch.state_dict(),
+            "cross_level": self.cross_level.state_dict(),
             "average": self.average.state_dict(),
             "bank": self.bank.state_dict(),
             "momentum": self.descent.state_dict(),
@@ -220,6 +220,7 @@ class Learner:
             parts.setdefault(part, {})[name] = array if part == "buffer" else torch.from_numpy(np.array(array))
         self.encoder.load_state_dict(parts["encoder"])
         self.branch.load_state_dict(parts.get("branch", {}))
+        self.cross_level.load_state_dict(parts.get("cross_level", {}))
         self.average.load_state_dict(parts["average"], numbers["averaged"])
         self.bank.load_state_dict(parts["bank"])
         self.buffer.load_state_dict(parts["buffer"])
@@ -238,6 +239,12 @@ class Learner:
         amp = self.settings.optim.amp in ("always", self.device.type.replace("cuda", "gpu"))
         return torch.autocast(self.device.type, torch.bfloat16, enabled=amp)
 
+    def _bury(self, slots: Ids) -> None:
+        """The frames of these slots are gone: so are their rows."""
+        at = torch.from_numpy(slots).to(self.device)
+        self.bank.kill(at)
+        self.cross_level.forget(at)
+
     def _newborn(self, plan: StepPlan, slots: Tensor) -> Tensor:
         """Frames with a slot whose bank row is not theirs yet: fresh ones, and those only remembered so far."""
         fresh = torch.arange(len(slots), device=self.device) < plan.fresh
@@ -249,9 +256,9 @@ class Learner:
     def _entropy(self, purpose: int) -> np.random.SeedSequence:
         return np.random.SeedSequence([self.settings.optim.seed, self.salt, self.clock, purpose])
 
-    def _generator(self) -> torch.Generator:
-        """Of this step's views."""
-        seed = self._entropy(1).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    def _generator(self, purpose: int) -> torch.Generator:
+        """Of this step; 1: its views and drawn noise, 3: its groups."""
+        seed = self._entropy(purpose).generate_state(1, np.uint64)[0] >> np.uint64(1)
         return torch.Generator(self.device).manual_seed(int(seed))
 
     @staticmethod
@@ -261,13 +268,6 @@ class Learner:
 
 
 _NUMBERS = ("clock", "updates", "salt", "rate", "cbp")
-
-
-def _grouping(loss: LossSettings) -> Grouping:
-    """How the rows of one view fall into local groups."""
-    if loss.grouping == "ncut":
-        return partial(normalised_cuts, k=loss.groups, eigenvectors=loss.groups, iters=loss.kmeans_iters)
-    return partial(local_kmeans, k=loss.groups, iters=loss.kmeans_iters)
 
 
 def _ids(ids: Iterable[int]) -> Ids:

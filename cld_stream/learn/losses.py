@@ -13,7 +13,8 @@ from cld_stream.learn.groups import Grouping, full_precision
 from cld_stream.learn.softmax import Hide, log_sum_exp
 
 __all__ = [
-    "byol_loss", "cross_level_loss", "info_nce", "nce_loss", "nce_normaliser", "npid_loss", "nt_xent",
+    "bank_level_loss", "byol_loss", "cross_level_loss", "info_nce", "nce_loss", "nce_normaliser", "npid_loss",
+    "nt_xent",
 ]  # fmt: skip
 
 # Shape suffixes: N frames of the batch, M rows of the bank, m drawn rows, D features, K groups or queued keys.
@@ -186,6 +187,33 @@ def cross_level_loss(g1_ND: Tensor, g2_ND: Tensor, grouping: Grouping, temperatu
     with full_precision(g1_ND.device.type):
         first = F.cross_entropy(g1_ND.float() @ centroids2_KD.T / temperature, labels2_N)
         second = F.cross_entropy(g2_ND.float() @ centroids1_KD.T / temperature, labels1_N)
+    return (first + second) / 2
+
+
+def bank_level_loss(
+    g1_ND: Tensor, g2_ND: Tensor, labels1_N: Tensor, labels2_N: Tensor, centroids_KD: Tensor, temperature: float
+) -> Tensor:
+    """Each view must find its frame's group among the persistent groups of the whole bank.
+
+    1/2 [C(f_G(x_i), B_{Gamma(i)}, B_other; T_G) + C(f_G(x'_i), B_{Gamma(i)}, B_other; T_G)], with B the centroids and
+    Gamma the labels of `IncrementalKMeans`. Not in the paper: its groups see one mini-batch and are forgotten. The
+    centroids stay out of the gradient, as they are made of other frames and of earlier encoders. Unlike local
+    centroids they have length one, so that the same temperature is sharper here.
+
+    Args:
+        g1_ND, g2_ND: unit group features of the two views of the same frames, in the same order.
+        labels1_N, labels2_N: group that each view must find, 0..K-1: that of the frame's own row; for a frame without
+            a row the one nearest to its *other* view.
+        centroids_KD: unit rows, K >= 1; never receive a gradient.
+        temperature: T_G > 0.
+
+    Returns:
+        Mean over the batch, in nats; log(K) means "knows nothing".
+    """
+    with full_precision(g1_ND.device.type):
+        centroids_DK = centroids_KD.detach().float().T / temperature
+        first = F.cross_entropy(g1_ND.float() @ centroids_DK, labels1_N)
+        second = F.cross_entropy(g2_ND.float() @ centroids_DK, labels2_N)
     return (first + second) / 2
 
 

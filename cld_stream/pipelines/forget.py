@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cld_stream.storage.store import Store
 
 __all__ = ["ForgetReport", "forget"]
@@ -37,7 +39,8 @@ def forget(store_path: Path, source: str) -> ForgetReport:
 
     with Store.open(store_path) as store, store.writer(f"forget {source}") as writer:
         row = store.catalog.find_source(source)
-        ids = store.catalog.live_ids(source=row.id)
+        dropped = store.catalog.dropped(source=row.id).ids
+        ids = np.concatenate([store.catalog.live_ids(source=row.id), dropped])
         features = drop_features(store, ids)
         removed = writer.forget(row.id)
         features += drop_features(store, ids)  # of a snapshot that was made meanwhile

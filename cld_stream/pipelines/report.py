@@ -62,6 +62,7 @@ class IngestReport:
     Attributes:
         files: every source that was met, in stream order, and those found missing.
         frames: added by this run.
+        dropped: the oldest ones, dropped by this run to stay within limits.
         stopped: it was asked to stop; the next run goes on from there.
         notes: what the user should know beside the files.
     """
@@ -69,6 +70,7 @@ class IngestReport:
     store: str
     files: list[FileReport] = field(default_factory=list)
     frames: int = 0
+    dropped: int = 0
     seconds: float = 0.0
     cpu_share: float = 0.0
     stopped: bool = False

@@ -1,6 +1,6 @@
 """A slice of a store: short training runs on most of it, label-free questions about the rest."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,23 +10,24 @@ from torch import Tensor
 
 from cld_stream.config import AugmentSettings, Settings
 from cld_stream.errors import UsageError
-from cld_stream.learn.augment import central_view
+from cld_stream.learn.augment import RandomViews, central_view
 from cld_stream.learn.encoder import Encoder
 from cld_stream.learn.learner import Learner
-from cld_stream.learn.probes import alignment, effective_rank, group_coherence, target_ranks, uniformity
+from cld_stream.learn.probes import target_ranks
+from cld_stream.pipelines.restore import fresh_learner
 from cld_stream.storage.store import Store
 
 __all__ = ["Answers", "Slice", "measure", "take_slice", "train_on"]
 
 # Shape suffixes: N frames of the slice, Q questions, S side of a stored frame, D features.
 
-BLOCK = 32
+BLOCK = 8
 """Frames in a row that are taken together, so that neighbours in time are in the slice."""
 
 ASKED = 4
 """One block in so many is held out of training and asks the questions."""
 
-_LEAST = 4 * BLOCK
+_LEAST = 128
 _BATCH = 256
 
 
@@ -61,14 +62,16 @@ class Answers:
         view: 1 / rank of each frame's other view, among the other views of all frames of other runs.
         time: 1 / rank of the frame half a run later, among all frames of other runs; empty where no run has two frames.
         view_run, time_run: run of each question.
-        numbers: alignment, uniformity, effective rank, and coherence of runs.
+        first_ND, second_ND, centre_ND: unit features of both random views and of the central view.
     """
 
     view: NDArray[np.float64]
     time: NDArray[np.float64]
     view_run: NDArray[np.int64]
     time_run: NDArray[np.int64]
-    numbers: dict[str, float]
+    first_ND: Tensor
+    second_ND: Tensor
+    centre_ND: Tensor
 
 
 def take_slice(store: Store, frames: int, device: str) -> Slice:
@@ -81,7 +84,7 @@ def take_slice(store: Store, frames: int, device: str) -> Slice:
     if len(live) < _LEAST:
         raise UsageError(f"{store.path}: tuning needs at least {_LEAST} frames, there are {len(live)}. Ingest more.")
     blocks = len(live) // BLOCK
-    wanted = min(blocks, max(ASKED, frames // BLOCK))
+    wanted = min(blocks, max(_LEAST, frames) // BLOCK)
     starts = np.linspace(0, blocks - 1, wanted).round().astype(np.int64) * BLOCK
     at = (starts[:, None] + np.arange(BLOCK)).ravel()
     block = np.repeat(np.arange(wanted), BLOCK)
@@ -98,18 +101,13 @@ def take_slice(store: Store, frames: int, device: str) -> Slice:
 
 
 def train_on(
-    settings: Settings,
-    data: Slice,
-    steps: int,
-    device: str,
-    weights: Mapping[str, Tensor] | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    settings: Settings, data: Slice, steps: int, device: str, stop: Callable[[int], bool] = lambda _: False
 ) -> Learner | None:
     """A short run: every training frame is buffered from the start, each step replays a random batch of them.
 
     Args:
         settings: `buffer.capacity` becomes the number of frames, the warm-up at most a fifth of the steps.
-        weights: of an encoder to begin with.
+        stop: asked before each step, with its number.
 
     Returns:
         The learner, or None when stopped.
@@ -121,10 +119,10 @@ def train_on(
         buffer=replace(settings.buffer, capacity=len(rows)),
         optim=replace(settings.optim, warmup_steps=warmup),
     )
-    learner = Learner(settings, device, weights)
+    learner = fresh_learner(settings, device)
     learner.remember(rows.tolist())
-    for _ in range(steps):
-        if stop():
+    for step in range(steps):
+        if stop(step):
             return None
         plan = learner.plan()
         batch = torch.from_numpy(plan.ids).to(data.pixels.device)
@@ -153,21 +151,15 @@ def measure(learner: Learner, data: Slice, augment: AugmentSettings) -> Answers:
     asks, target = _half_a_run_later(run)
     asks_Q, target_Q = (torch.from_numpy(a).to(first_ND.device) for a in (asks, target))
     time_Q = target_ranks(centre_ND[asks_Q], centre_ND, target_Q, same_NN[asks_Q])
-    numbers = {
-        "alignment": alignment(first_ND, second_ND),
-        "uniformity": uniformity(centre_ND),
-        "effective_rank": effective_rank(centre_ND),
-        "coherence": group_coherence(centre_ND, torch.from_numpy(run).to(first_ND.device)),
-    }
     view, time = (1 / ranks.cpu().numpy().astype(np.float64) for ranks in (view_N, time_Q))
-    return Answers(view, time, run, run[asks], numbers)
+    return Answers(view, time, run, run[asks], first_ND, second_ND, centre_ND)
 
 
 def _two_views(
     learner: Learner, encoder: Encoder, data: Slice, rows: NDArray[np.int64], augment: AugmentSettings
 ) -> tuple[Tensor, Tensor]:
     """Instance features of two random views of each frame; the same views whenever asked."""
-    views = type(learner.views)(augment, learner.settings.encoder.crop)
+    views = RandomViews(augment, learner.settings.encoder.crop)
     generator = torch.Generator().manual_seed(0)
     pairs = [views(pixels, aspect, generator) for pixels, aspect in data.batches(rows)]
     first, second = ([encoder(pair[i]).instance_Nd for pair in pairs] for i in (0, 1))
