@@ -91,7 +91,7 @@ class _Walk:
     end_s: float = 0.0
     damage: str = ""
     kept: list[Any] = field(default_factory=list)
-    room: int = _KEPT_BYTES
+    room: int = 0  # bytes that kept packets may still take
 
     def keep(self, packet: Any) -> None:
         """Keep a packet to decode, as long as there is room for all of them."""
@@ -189,7 +189,7 @@ _COVER = av.stream.Disposition.attached_pic
 
 
 def _walk(container: Any, stream: Any, beat: Callable[[], None]) -> _Walk:
-    walk, ends = _Walk(), dict[int, int]()
+    walk, ends = _Walk(room=_KEPT_BYTES), dict[int, int]()
     referenced, index = reference_test(stream.codec_context), stream.index
     try:
         # MP4 counts its frames, so that a cut is seen without reading the sound
