@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cld_stream.cli.options import DEFAULT_STORE, ConfigOption, JsonOption, PortOption, SetOption, StoreOption
-from cld_stream.cli.output import answer_json
+from cld_stream.cli.output import answer_json, console
 from cld_stream.cli.stopping import StopSignals
 
 
@@ -40,24 +40,28 @@ def ingest(
     json: JsonOption = False,
 ) -> None:
     """Decode videos and photos into the frame store. Run it again for what is new; interrupt it at any time."""
-    from cld_stream.cli.progress import IngestDisplay, print_ingest_summary
-    from cld_stream.config import load_settings
-    from cld_stream.pipelines.ingest import ingest as run
-    from cld_stream.pipelines.ingest import require_shape
+    with StopSignals() as stop:  # the imports take a moment
+        from cld_stream.cli.progress import IngestDisplay, print_ingest_summary
+        from cld_stream.config import load_settings
+        from cld_stream.pipelines.ingest import ingest as run
+        from cld_stream.pipelines.ingest import require_shape
 
-    flags = {
-        "ingest.fps": fps, "store.size": size, "store.fit": fit, "ingest.workers": workers, "ingest.reader": reader,
-        "ingest.order": order, "ops.port": port,
-        "ingest.max_frames": max_frames, "ingest.max_gb": max_gb,
-    }  # fmt: skip
-    chosen = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    settings = load_settings(config, [*(set_ or []), *chosen])
-    require_shape(store, size=size, fit=fit)
-    with StopSignals() as stop, IngestDisplay() as display:
-        report = run(
-            Path(store), paths, settings,
-            dry_run=dry_run, strict=strict, retry_broken=retry_broken, on_progress=display, stop=stop,
-        )  # fmt: skip
+        flags = {
+            "ingest.fps": fps, "store.size": size, "store.fit": fit, "ingest.workers": workers,
+            "ingest.reader": reader, "ingest.order": order, "ops.port": port,
+            "ingest.max_frames": max_frames, "ingest.max_gb": max_gb,
+        }  # fmt: skip
+        chosen = [f"{key}={value}" for key, value in flags.items() if value is not None]
+        settings = load_settings(config, [*(set_ or []), *chosen])
+        require_shape(store, size=size, fit=fit)
+        if stop():
+            console.print("Stopped before anything was read.")
+            return
+        with IngestDisplay() as display:
+            report = run(
+                Path(store), paths, settings,
+                dry_run=dry_run, strict=strict, retry_broken=retry_broken, on_progress=display, stop=stop,
+            )  # fmt: skip
     if json:
         answer_json(report.as_dict())
     else:
