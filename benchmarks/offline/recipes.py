@@ -101,7 +101,7 @@ class Cell:
 
 # Published settings (method: T_I, weight decay, K / batch, lambda); SimCLR and BYOL are ours: no code was released.
 _PAPER: dict[str, dict[str, Any]] = {
-    "npid": {"t_instance": 0.1, "decay": 7e-4, "ratio": 128 / 256, "cld": 1.0, "bank": "random"},
+    "npid": {"t_instance": 0.1, "decay": 7e-4, "ratio": 128 / 256, "cld": 1.0},
     "moco": {"t_instance": 0.07, "decay": 8e-4, "ratio": 200 / 256, "cld": 0.8},
     "simclr": {"t_instance": 0.5, "decay": 7e-4, "ratio": 128 / 256, "cld": 1.0},
     "byol": {"t_instance": 0.1, "decay": 7e-4, "ratio": 128 / 256, "cld": 1.0},
@@ -109,13 +109,23 @@ _PAPER: dict[str, dict[str, Any]] = {
 
 _FULL = Recipe(
     images=50_000, epochs=200, warmup=5, crop=32, width=1.0, batch=256, head="linear", rate=0.03, decay=7e-4,
-    ratio=0.5, cld=1.0, t_instance=0.1, t_group=0.2, bank="own", queue=12_288, follow=0.999, amp="gpu",
+    ratio=0.5, cld=1.0, t_instance=0.1, t_group=0.2, bank="random", queue=12_288, follow=0.999, amp="gpu",
 )  # fmt: skip
 
 # Views of 24 pixels (the mean crop of a 32-pixel picture has 25 a side) cost half of 32. A run has 390 steps, so the
 # momentum encoder forgets in 100 of them, not in 1000, and the queue holds a quarter of the images, as in the paper.
 _SMALL = replace(
-    _FULL, images=10_000, epochs=5, warmup=1, crop=24, width=0.25, batch=128, queue=2_560, follow=0.99, amp="always"
+    _FULL,
+    images=10_000,
+    epochs=5,
+    warmup=1,
+    crop=24,
+    width=0.25,
+    batch=128,
+    bank="own",
+    queue=2_560,
+    follow=0.99,
+    amp="always",
 )
 
 SCALES = {"cpu": _SMALL, "h200": _FULL}
