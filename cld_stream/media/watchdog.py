@@ -43,7 +43,7 @@ class Watchdog:
         now, used = time.monotonic(), cpu_seconds(self._pid)
         if used - self._word_cpu >= self._compute_s:
             return f"the decoder made no progress in {self._compute_s:g} s of computing, and was ended"
-        if used - self._seen_cpu >= _BUSY_SHARE * self._patience_s:
+        if used - self._seen_cpu >= _BUSY_SHARE * self._patience_s or _wants_cpu(self._pid):
             self._seen, self._seen_cpu = now, used
         elif now - self._seen >= self._patience_s:
             return f"the decoder hung: no sign of life for {self._patience_s:g} s"
@@ -52,10 +52,20 @@ class Watchdog:
         return ""
 
 
+def _wants_cpu(pid: int) -> bool:
+    """Whether it computes or waits for its turn to: on a busy machine its share may be almost nothing."""
+    return _stat(pid)[:1] == ["R"]
+
+
 def cpu_seconds(pid: int) -> float:
     """CPU time of a living process, all of its threads [s]; 0 where the system does not tell (only Linux does)."""
+    fields = _stat(pid)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+def _stat(pid: int) -> list[str]:
+    """What stands in /proc/PID/stat behind the name: state, ..., user and system time in ticks; [] if nothing does."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError):
-        return 0.0
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []

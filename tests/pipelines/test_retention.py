@@ -116,7 +116,8 @@ def test_training_goes_on_while_frames_are_dropped_and_forgotten_under_it(tmp_pa
     done.set()
     for worker in workers:
         worker.join()
-    assert failures == []
+    for failure in failures:
+        raise failure
     with Store.open(tmp_path) as store:
         assert check(store) == []
         live = store.catalog.live_ids()
