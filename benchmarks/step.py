@@ -1,6 +1,6 @@
 """What a whole step costs beside the bare forward and backward of its two views, and where the rest goes.
 
-    python -m benchmarks.step [--case cpu|resnet18|resnet50] [--rounds 15] [--json]
+    python -m benchmarks.step [--case cpu|resnet18|resnet50] [--rounds 15] [--set buffer.capacity=16384] [--json]
 
 The full step: augmentation, two views through the encoder, both losses over a full bank, local groups, buffer and
 policy, SGD with its check, averaged weights. Bare: two views of the same size through the same encoder, a sum as the
@@ -34,12 +34,12 @@ CASES: dict[str, tuple[str, list[str]]] = {
 GOAL = {"cpu": 1.25, "gpu": 1.10}
 
 
-def settings_of(case: str) -> tuple[Settings, str]:
-    """The recipe as shipped, with a bank of 65,536 rows and K half the batch."""
+def settings_of(case: str, changes: list[str]) -> tuple[Settings, str]:
+    """The recipe as shipped, with a bank of 65,536 rows and K half the batch, unless changed."""
     recipe, overrides = CASES[case]
-    overrides = [*overrides, f"buffer.capacity={BANK}"]
+    overrides = [*overrides, f"buffer.capacity={BANK}", *changes]
     batch = load_settings(overrides=overrides, recipe=recipe).optim.batch
-    return load_settings(overrides=[*overrides, f"loss.groups={batch // 2}"], recipe=recipe), recipe
+    return load_settings(overrides=[f"loss.groups={batch // 2}", *overrides], recipe=recipe), recipe
 
 
 class Clock:
@@ -61,17 +61,18 @@ class Bench:
     def __init__(self, settings: Settings, device: torch.device) -> None:
         self.settings, self.clock = settings, Clock(device)
         self.learner = Learner(settings, device)
-        self.learner.remember(range(BANK))
-        everyone = torch.arange(BANK, device=device)
+        capacity = settings.buffer.capacity
+        self.learner.remember(range(capacity))
+        everyone = torch.arange(capacity, device=device)
         generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(BANK, settings.encoder.feature_dim, generator=generator)
+        rows = torch.randn(capacity, settings.encoder.feature_dim, generator=generator)
         self.learner.bank.fill(everyone, rows.to(device))
         n, side, crop = settings.optim.batch, settings.store.size, settings.encoder.crop
         pixels = torch.randint(0, 256, (n, side, side, 3), dtype=torch.uint8, generator=generator)
         self.pixels, self.aspect = pixels.to(device), torch.full((n,), 4 / 3, device=device)
         views = torch.randn(2 * n, 3, crop, crop, generator=generator).to(device)
         self.views = views.contiguous(memory_format=torch.channels_last)
-        self.next_id = BANK
+        self.next_id = capacity
 
     def full(self) -> float:
         """A step with its fresh frames; seconds."""
@@ -120,7 +121,7 @@ class Bench:
 
         return {
             "two views": lambda: learner.views(self.pixels, self.aspect, torch.Generator(learner.device)),
-            f"instance loss over {BANK:,} rows": lambda: learner.branch(batch).backward(),
+            f"instance loss over {s.buffer.capacity:,} rows": lambda: learner.branch(batch).backward(),
             f"local groups (K {s.loss.groups} of {n}) and cross-level loss": cross_level,
             "bank": bank,
             "buffer and policy": lambda: learner.plan(range(self.next_id, self.next_id + s.optim.fresh)),
@@ -130,9 +131,9 @@ class Bench:
         }
 
 
-def measure(case: str, rounds: int) -> dict[str, Any]:
+def measure(case: str, rounds: int, changes: list[str]) -> dict[str, Any]:
     """Median ratio of the full step to the bare passes, and the share of every part in the bare passes."""
-    settings, recipe = settings_of(case)
+    settings, recipe = settings_of(case, changes)
     device = torch.device("cuda" if recipe == "gpu" else "cpu")
     bench = Bench(settings, device)
     bench.full()
@@ -150,7 +151,7 @@ def measure(case: str, rounds: int) -> dict[str, Any]:
         shares[name] = round(statistics.median(times) / bare, 4)
     ratios = [full / bare for full, bare in pairs]
     return {
-        "case": case,
+        "case": " ".join([case, *changes]),
         "ratio": round(statistics.median(ratios), 3),
         "least": round(min(ratios), 3),
         "most": round(max(ratios), 3),
@@ -184,10 +185,11 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    found = measure(asked.case, asked.rounds)
+    found = measure(asked.case, asked.rounds, asked.set)
     print(json.dumps(found) if asked.json else page(found))
 
 
