@@ -83,6 +83,16 @@ class IngestSettings(_Section):
     worker_memory_mb: int = setting(1024, "address space a worker may take beyond its start [MB]", ge=256)
     worker_files: int = setting(1000, "a worker is replaced after this many files", ge=1)
     max_pixels: int = setting(250_000_000, "larger pictures are refused before decoding [pixels]", ge=1)
+    poll_s: float = setting(
+        5.0, "pause between two looks at watched folders; longer where a look would cost over 1% of a core [s]", gt=0
+    )
+    notices: Literal["auto", "never"] = setting("auto", "look sooner when the system tells of changes, or poll alone")
+    settle_s: float = setting(5.0, "a watched file is taken once size and time stood still for this long [s]", gt=0)
+    growing_s: float = setting(
+        30.0, "a recording that does not stand still is taken, as far as it goes, this often at most [s]", gt=0
+    )
+    camera_timeout_s: float = setting(10.0, "a camera that sends nothing for this long is called again [s]", gt=0)
+    camera_retry_s: float = setting(60.0, "longest pause between two calls to a camera that is down [s]", gt=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from cld_stream.media.job import Member
 from cld_stream.media.numbered import numbered_sequence
 from cld_stream.media.tables import read_list, read_table, split_filter
 
-__all__ = ["Discovery", "Item", "discover", "natural_key"]
+__all__ = ["Discovery", "Item", "discover", "discover_folder", "natural_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Item:
         members: of a sequence, its pictures with their times.
         listed: from a table, whose order is kept whatever the capture times.
         label, split: as a table gives them.
+        growing: more is being written to the file.
     """
 
     kind: Literal["file", "sequence"]
@@ -38,6 +39,7 @@ class Item:
     listed: bool = False
     label: str | None = None
     split: str | None = None
+    growing: bool = False
 
 
 @dataclass
@@ -69,6 +71,16 @@ def discover(inputs: Sequence[str], sequence_fps: float = 25.0) -> Discovery:
     for text in inputs:
         found.add(text)
     return found.result
+
+
+def discover_folder(folder: Path, rules: IgnoreRules, sequence_fps: float) -> list[Item]:
+    """The sources that lie in a folder itself, under the `.cldignore` rules that hold in it; none if it is gone."""
+    walk = _Walk(sequence_fps)
+    inside = walk._read_folder(folder, rules)
+    if inside is not None:
+        _, subfolders, files = inside
+        walk._add_files(folder, files, leaf=not subfolders)
+    return walk.result.items
 
 
 class _Walk:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cld_stream.media.address import masked
 from cld_stream.storage.store import Store
 
 __all__ = ["ForgetReport", "forget"]
@@ -27,7 +28,7 @@ def forget(store_path: Path, source: str) -> ForgetReport:
     """Remove a source: its frames from disk, their features from every snapshot, its row.
 
     Args:
-        source: its id, its path, or an ending of its path that only it has.
+        source: its id, its path (a camera's address, with or without password), or an ending of it that only it has.
 
     Raises:
         StoreNotFoundError: there is no such source, or several.
@@ -35,6 +36,7 @@ def forget(store_path: Path, source: str) -> ForgetReport:
     """
     from cld_stream.storage.snapshots import drop_features
 
+    source = masked(source)
     with Store.open(store_path) as store, store.writer(f"forget {source}") as writer:
         row = store.catalog.find_source(source)
         ids = store.catalog.live_ids(source=row.id)
