@@ -6,6 +6,7 @@ __all__ = ["is_camera", "is_device", "masked"]
 
 _DEVICE = re.compile(r"/dev/(video\d+|v4l/.+)")
 _STREAM = re.compile(r"rtsps?://", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _SECRET = re.compile(r"([\w.-]*(?:us[er]|login|pas|pwd|token|auth|key|secret|sig)[\w.-]*)=[^&;/?#]*", re.IGNORECASE)
 
 
@@ -24,7 +25,7 @@ def masked(text: str) -> str:
 
     This is what is shown and stored, and what tells one camera from another. Other text is returned as it is.
     """
-    if _STREAM.match(text) is None:
+    if _URL.match(text) is None:
         return text
     scheme, _, rest = text.partition("://")
     end = re.search(r"[/?#]", rest)

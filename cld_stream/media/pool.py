@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -124,7 +125,8 @@ class DecodePool:
     """Persistent workers, started as jobs come; a context manager.
 
     A worker that shows no progress for `settings.heartbeat_s`, or that dies, costs the file it was reading: `Done`
-    BROKEN with the reason, and a new worker. One is also replaced after `settings.worker_files` files.
+    BROKEN with the reason, and a new worker. One is also replaced after `settings.worker_files` files. They stay for
+    the next `run`, whatever thread that is in.
 
     Args:
         workers: processes; 0 = one a core that this process may use.
@@ -135,6 +137,7 @@ class DecodePool:
         self._settings = settings
         self._count = workers or _cores()
         self._workers: list[Worker] = []
+        self._midwife = ThreadPoolExecutor(1)  # workers die with the thread that started them
 
     def __enter__(self) -> "DecodePool":
         return self
@@ -146,6 +149,7 @@ class DecodePool:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        self._midwife.shutdown()
 
     @property
     def pids(self) -> list[int]:
@@ -197,8 +201,11 @@ class DecodePool:
         return True
 
     def _hire(self) -> Worker:
-        self._workers.append(Worker(self._settings.worker_memory_mb))
+        self._workers.append(self._new())
         return self._workers[-1]
+
+    def _new(self) -> Worker:
+        return self._midwife.submit(Worker, self._settings.worker_memory_mb).result()
 
     def _fresh(self, worker: Worker) -> Worker:
         """The worker itself, or a new one in its place when it has read or grown enough."""
@@ -208,7 +215,7 @@ class DecodePool:
 
     def _replace(self, worker: Worker) -> Worker:
         worker.kill()
-        new = Worker(self._settings.worker_memory_mb)
+        new = self._new()
         self._workers[self._workers.index(worker)] = new
         return new
 

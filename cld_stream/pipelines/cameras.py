@@ -25,7 +25,8 @@ class _Camera:
     link: CameraLink
     source: int
     frames: int
-    told: str | None = None  # why it is down, as it was said; "" = that it is up
+    up: bool | None = None  # as it was said
+    reason: str = ""  # why it was lost last
 
 
 class Cameras:
@@ -33,7 +34,7 @@ class Cameras:
 
     Args:
         urls: as on the command line; `$NAME` in them is taken from the environment.
-        say: told when a camera is down (why) or up (None), once for each reason.
+        say: told when a camera goes down (why) or comes up (None); not again for every call in vain.
 
     Attributes:
         frames: taken so far.
@@ -79,15 +80,16 @@ class Cameras:
                     self._writer.append(camera.source, frames, event.cursor)
                     camera.frames += len(frames)
                     self.frames += len(frames)
-                    self._tell(camera, "")
+                    self._tell(camera, None)
                 elif isinstance(event, Done):
+                    camera.reason = event.reason
                     self._tell(camera, event.reason)
 
     def _conclude(self) -> None:
         """A camera that gave frames is ADDED, one that never did is BROKEN."""
         for camera in self._cameras:
             outcome = Outcome.ADDED if camera.frames else Outcome.BROKEN
-            self._writer.finish(camera.source, outcome, camera.told or "", READER)
+            self._writer.finish(camera.source, outcome, "" if camera.up else camera.reason, READER)
         self._writer.commit()
 
     def _open(self, key: int, url: str) -> _Camera:
@@ -117,7 +119,7 @@ class Cameras:
         )
         return _Camera(address, CameraLink(job, chosen), source, frames)
 
-    def _tell(self, camera: _Camera, state: str) -> None:
-        if camera.told != state:
-            camera.told = state
-            self._say(camera.address, state or None)
+    def _tell(self, camera: _Camera, reason: str | None) -> None:
+        if camera.up is not (reason is None):
+            camera.up = reason is None
+            self._say(camera.address, reason)

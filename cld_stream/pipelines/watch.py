@@ -126,7 +126,7 @@ class _Watch:
                 continue
             if now - self._used > _IDLE_S and self._pool.pids:
                 self._pool.close()
-            time.sleep(_TICK_S)
+            time.sleep(min(_TICK_S, self._settings.ingest.poll_s))
         self._count_up()
         return self._report
 
