@@ -63,6 +63,11 @@ class Settling:
             if not self._folders[folder]:
                 del self._folders[folder]
 
+    def sign(self, path: str, now: float) -> int | None:
+        """Of a file that stands still; None while it is on its way."""
+        file = self._waiting[path]
+        return file.sign if now - file.since >= self._settle_s else None
+
     def still(self, now: float, limit: int, held: Collection[str] = ()) -> list[tuple[str, int]]:
         """(path, sign) of files that stand still, longest first, at most `limit`; none of the folders `held`."""
         found: list[tuple[str, int]] = []

@@ -1,4 +1,4 @@
-"""Watched folders: what is new in them and stands still, what is gone from them, and whether they are there at all."""
+"""Watched folders: when to look, what is new in them and stands still, and as what it is taken."""
 
 import logging
 import os
@@ -16,6 +16,7 @@ from cld_stream.media.numbered import MIN_MEMBERS
 from cld_stream.media.probe import kind_of, probe
 from cld_stream.media.scan import Scan, Seen, rules_above, sign_of
 from cld_stream.media.settle import Settling
+from cld_stream.pipelines.presence import Presence, below
 from cld_stream.pipelines.pump import Pump
 from cld_stream.storage.catalog import Catalog
 from cld_stream.storage.schema import Outcome
@@ -61,14 +62,11 @@ class Folders:
         *,
         retry_broken: bool = False,
     ) -> None:
-        self._tops, self._settings, self._say = list(tops), settings, say
-        self._store, self._met_tops = str(store.path.absolute()), set[str]()
+        self._tops, self._settings, self._store = list(tops), settings, str(store.path.absolute())
         self._known: dict[str, dict[str, int]] = {}
-        self._devices: dict[str, int] = {}
         self._sequences: set[str] = set()
         self._settling = Settling(settings.settle_s, settings.growing_s)
-        self._away: set[str] = set()
-        self._gone: dict[str, float] = {}
+        self._presence = Presence(self._tops, self._known, say)
         self._held: dict[str, tuple[float, float]] = {}  # frame folders that fill: first met, not before
         self._pump: Pump[Seen] | None = None
         self._scans: list[Scan] = []
@@ -94,7 +92,11 @@ class Folders:
 
     def knows(self, top: str) -> bool:
         """Whether something below a folder was taken before."""
-        return top in self._met_tops or any(_below(folder, top) for folder in self._known)
+        return self._presence.knows(top)
+
+    def present(self) -> list[Path]:
+        """The folders that are there."""
+        return self._presence.present()
 
     def close(self) -> None:
         """Stop looking."""
@@ -157,35 +159,28 @@ class Folders:
         if not self._fresh or now - self._scanned > 1:  # only right after a look
             return []
         self._fresh = False
-        after = _GONE * self._settings.settle_s
-        paths = [path for path, since in self._gone.items() if now - since >= after and _sign(path) is None]
+        paths = [p for p in self._presence.gone(now - _GONE * self._settings.settle_s) if _sign(p) is None]
         for path in paths:
-            del self._gone[path]
             folder, _, name = path.rpartition("/")
             self._known.get(folder, {}).pop(name, None)
             if not self._known.get(folder, True):
                 del self._known[folder]
         return paths
 
-    def present(self) -> list[Path]:
-        """The folders that are there."""
-        return [Path(top) for top in self._tops if top not in self._away]
-
     def _load(self, catalog: Catalog, *, retry_broken: bool) -> None:
         names = "kind", "path", "device", "inode", "size", "mtime_ns", "outcome", "fingerprint"
         for kind, path, device, inode, size, mtime_ns, outcome, print_ in catalog.source_columns(*names):
-            tops = [top for top in self._tops if _below(path, top)]
-            self._met_tops.update(tops)
+            tops = [top for top in self._tops if below(path, top)]
             if not tops:
                 continue
+            folder, _, name = path.rpartition("/")
+            self._presence.remember(tops, folder, device)
             if kind == "sequence":
                 self._sequences.add(path)
             elif outcome in (None, Outcome.MISSING) or is_unfinished(print_):
                 continue
             elif outcome != Outcome.BROKEN or not retry_broken:
-                folder, _, name = path.rpartition("/")
                 self._known.setdefault(folder, {})[name] = sign_of(device, inode, size, mtime_ns)
-                self._devices[folder] = device
 
     def _drain(self, pump: Pump[Seen], now: float) -> None:
         until = time.monotonic() + _DRAIN_S
@@ -208,48 +203,21 @@ class Folders:
         began = time.thread_time()
         if self._first_take == float("inf"):
             self._first_take = now + self._settings.settle_s
-        away = {
-            scan.top for scan in self._scans if scan.top in scan.unread or (not scan.files and self.knows(scan.top))
-        }
-        self._tell(away)
+        changed = self._presence.judge(self._scans, self._missed, now)
+        if self._settings.notices == "auto" and (changed or self._notices is None):
+            self._listen_anew()
         self._readable = {folder for scan in self._scans for folder in scan.devices}
         self._ruled = {folder for scan in self._scans for folder in scan.ruled}
-        missed: list[str] = []
-        for scan in self._scans:
-            if scan.top not in away:
-                missed += self._missed_in(scan)
-        self._gone = {path: self._gone.get(path, now) for path in missed}
         self._fresh = True
         self._cost_s = sum(scan.cpu_s for scan in self._scans) + time.thread_time() - began
         self._scanned, self._next_scan = now, now + max(self._settings.poll_s, self._cost_s / _SHARE)
 
-    def _missed_in(self, scan: Scan) -> list[str]:
-        """Known files that a look did not meet, but for those of a drive that is not attached."""
-        out: list[str] = []
-        for folder in [f for f in self._known if _below(f, scan.top)]:
-            names, device = self._known[folder], _device(scan, folder)
-            missed = set(self._missed.get(folder, ())) if folder in scan.devices else set(names)
-            if device is None or (len(missed) == len(names) and device != self._devices.get(folder, device)):
-                continue  # it, or the folder it was in, cannot be read now, or is of another drive
-            if folder in scan.devices:
-                self._devices[folder] = device
-            out += [f"{folder}/{name}" for name in missed]
-        return out
-
-    def _tell(self, away: set[str]) -> None:
-        """Say once what has gone and what is back; what was told by the system ends with a folder that goes."""
-        for scan in self._scans:
-            if scan.top in away and scan.top not in self._away:
-                self._say(scan.top, scan.unread.get(scan.top, "it is empty"))
-            elif scan.top in self._away and scan.top not in away:
-                self._say(scan.top, None)
-        changed = away != self._away or (self._notices is None and self._settings.notices == "auto")
-        self._away = away
-        if changed and self._settings.notices == "auto":
-            if self._notices is not None:
-                self._notices.close()
-            here = [str(top) for top in self.present()]
-            self._notices = Notices(here) if here else None
+    def _listen_anew(self) -> None:
+        """The system forgets a folder that goes."""
+        if self._notices is not None:
+            self._notices.close()
+        here = [str(top) for top in self.present()]
+        self._notices = Notices(here) if here else None
 
     def _listen(self, notices: Notices, now: float) -> None:
         if notices.refused and self._refused != notices.refused:
@@ -259,7 +227,7 @@ class Folders:
         soon = paths is None
         for path in paths or ():
             folder, _, name = path.rpartition("/")
-            if _below(path, self._store):
+            if below(path, self._store):
                 continue
             if name.startswith(".") or folder in self._ruled or folder not in self._readable:
                 soon = soon or not name.startswith(".")
@@ -279,7 +247,7 @@ class Folders:
             self._add_files(batch, folder, names)
             return
         first, _ = self._held.pop(folder, (now, now))
-        rules = rules_above(next(top for top in self._tops if _below(folder, top)), folder)
+        rules = rules_above(next(top for top in self._tops if below(folder, top)), folder)
         for item in discover_folder(Path(folder), rules, self._settings.sequence_fps):
             if item.kind == "sequence":
                 names = self._add_sequence(batch, item, names, first, now)
@@ -289,17 +257,27 @@ class Folders:
         self, batch: Batch, item: Item, names: dict[str, int], first: float, now: float
     ) -> dict[str, int]:
         """Its pictures up to the first one that is on its way; the names that are left."""
-        folder = str(item.path)
-        moving = [f"{folder}/{m.path.name}" in self._settling and m.path.name not in names for m in item.members]
-        members = item.members[: moving.index(True)] if any(moving) else item.members
-        ready = not any(moving) or folder in self._sequences or now - first >= self._settings.growing_s
-        taken = {m.path.name for m in members}
-        if ready and len(members) >= MIN_MEMBERS and taken & set(names):
+        folder, members = str(item.path), item.members
+        signs: dict[str, int] = {}
+        for place, name in enumerate(m.path.name for m in item.members):
+            path = f"{folder}/{name}"
+            sign = names.get(name, self._settling.sign(path, now) if path in self._settling else 0)
+            if sign is None:
+                members = item.members[:place]
+                break
+            if sign:
+                signs[name] = sign
+        ready = len(members) == len(item.members) or folder in self._sequences or self._overdue(first, now)
+        if ready and len(members) >= MIN_MEMBERS and signs:
             batch.found.items.append(replace(item, members=members))
-            self._sign_off(batch, folder, {n: s for n, s in names.items() if n in taken})
+            self._sign_off(batch, folder, signs)
         else:
             self._held[folder] = first, now + self._settings.settle_s
-        return {n: s for n, s in names.items() if n not in {m.path.name for m in item.members}}
+        mine = {m.path.name for m in item.members}
+        return {name: sign for name, sign in names.items() if name not in mine}
+
+    def _overdue(self, first: float, now: float) -> bool:
+        return now - first >= self._settings.growing_s
 
     def _add_files(self, batch: Batch, folder: str, names: dict[str, int]) -> None:
         batch.found.items += [Item("file", Path(folder, name)) for name in sorted(names, key=natural_key)]
@@ -310,10 +288,6 @@ class Folders:
             path = f"{folder}/{name}"
             self._settling.drop(path)
             batch.signs[path] = sign
-
-
-def _below(path: str, top: str) -> bool:
-    return path == top or path.startswith(top.rstrip("/") + "/")
 
 
 def _sign(path: str) -> int | None:
@@ -332,12 +306,3 @@ def _is_video(path: str) -> bool:
         return probe(Path(path)).kind == "video"
     except OSError:
         return False
-
-
-def _device(scan: Scan, folder: str) -> int | None:
-    """Of a folder, or of the nearest one above it that is there; None if that cannot be read."""
-    while folder not in scan.devices:
-        if folder in scan.unread or folder == scan.top:
-            return None
-        folder = folder.rpartition("/")[0]
-    return scan.devices[folder]

@@ -72,4 +72,5 @@ def _serve(port: int, width: int, height: int, garbage: bool) -> None:
 
 
 if __name__ == "__main__":
-    _serve(*map(int, sys.argv[1:4]), garbage=sys.argv[4:] == ["garbage"])  # type: ignore[misc]
+    port, width, height = map(int, sys.argv[1:4])
+    _serve(port, width, height, sys.argv[4:] == ["garbage"])

@@ -154,8 +154,8 @@ def test_the_pauses_between_calls_double_and_are_bounded(monkeypatch: pytest.Mon
 
 def test_positions_go_on_over_calls_and_never_back_whatever_the_clock_does(monkeypatch: pytest.MonkeyPatch) -> None:
     wall, ticks = [1000.0], [50.0]
-    monkeypatch.setattr(camera.time, "time", lambda: wall[0])
-    monkeypatch.setattr(camera.time, "monotonic", lambda: ticks[0])
+    monkeypatch.setattr(time, "time", lambda: wall[0])
+    monkeypatch.setattr(time, "monotonic", lambda: ticks[0])
 
     def call(cursor: str | None, seconds: float) -> tuple[list[float], str]:
         clock = camera._Clock.at(cursor, 2.0)

@@ -40,8 +40,8 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("notices", ["auto", "never"])
 def test_what_is_there_and_what_comes_is_taken_once(media: Path, store: Path, notices: str) -> None:
-    slow = {"poll_s": 600.0} if notices == "auto" else {}  # then only the system can have told
-    with Watching(store, media, notices=notices, **slow) as w:
+    poll_s = 600.0 if notices == "auto" else 0.05  # then only the system can have told
+    with Watching(store, media, notices=notices, poll_s=poll_s) as w:
         w.until_taken("a.mp4", "c.jpg")
         if notices == "auto":
             time.sleep(1)  # its thread has begun to listen

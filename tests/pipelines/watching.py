@@ -87,7 +87,7 @@ def ledger(store: Path) -> dict[str, SourceRow]:
 def times(store: Path, source: int) -> list[float]:
     """Positions of a source's frames, in the order of their ids."""
     with Store.open(store) as opened:
-        return opened.catalog.rows(opened.catalog.live_ids(source=source)).time_s.tolist()
+        return [float(t) for t in opened.catalog.rows(opened.catalog.live_ids(source=source)).time_s]
 
 
 def arrive(make: Callable[..., Path], path: Path, *args: Any, **more: Any) -> Path:
