@@ -9,8 +9,7 @@ from pathlib import Path
 from cld_stream.config import IngestSettings
 from cld_stream.errors import UsageError
 from cld_stream.media.address import masked
-from cld_stream.media.camera import READER
-from cld_stream.media.job import Chunk, Done, Job
+from cld_stream.media.job import Chunk, Done, Job, Started
 from cld_stream.media.link import CameraLink
 from cld_stream.storage.schema import NewFrame, Outcome
 from cld_stream.storage.store import Store
@@ -27,6 +26,7 @@ class _Camera:
     frames: int
     up: bool | None = None  # as it was said
     reason: str = ""  # why it was lost last
+    reader: str = ""
 
 
 class Cameras:
@@ -81,6 +81,8 @@ class Cameras:
                     camera.frames += len(frames)
                     self.frames += len(frames)
                     self._tell(camera, None)
+                elif isinstance(event, Started):
+                    camera.reader = event.reader
                 elif isinstance(event, Done):
                     camera.reason = event.reason
                     self._tell(camera, event.reason)
@@ -89,7 +91,7 @@ class Cameras:
         """A camera that gave frames is ADDED, one that never did is BROKEN."""
         for camera in self._cameras:
             outcome = Outcome.ADDED if camera.frames else Outcome.BROKEN
-            self._writer.finish(camera.source, outcome, "" if camera.up else camera.reason, READER)
+            self._writer.finish(camera.source, outcome, "" if camera.up else camera.reason, camera.reader)
         self._writer.commit()
 
     def _open(self, key: int, url: str) -> _Camera:

@@ -25,7 +25,7 @@ from cld_stream.pipelines.folders import Batch, Folders
 from cld_stream.pipelines.ingest import IngestProgress, Run, explained, open_or_create
 from cld_stream.pipelines.ledger import Ledger, fingerprint_item, stat_item
 from cld_stream.pipelines.pump import Pump
-from cld_stream.pipelines.report import FileReport, IngestReport, WatchEvent, WatchProgress, WatchReport
+from cld_stream.pipelines.report import FileReport, WatchEvent, WatchProgress, WatchReport
 from cld_stream.storage.catalog import Catalog
 from cld_stream.storage.schema import Outcome, SourceRow
 from cld_stream.storage.store import Store
@@ -37,7 +37,7 @@ _TICK_S = 0.2
 _HEARTBEAT_S = 10.0
 _IDLE_S = 60.0  # workers are sent home after this long without a file
 _MANY = 20_000  # items for which the whole ledger is read at once
-_IN_ONE_QUERY = 4096
+_IN_ONE_QUERY = 256
 
 
 def must_watch(inputs: Sequence[str]) -> bool:
@@ -98,8 +98,9 @@ class _Watch:
         self._on_event, self._on_progress = on_event, on_progress
         self._report = WatchReport(str(store.path))
         self._outcomes: Counter[str] = Counter()
-        self._began, self._told, self._used = time.monotonic(), 0.0, time.monotonic()
-        self._current, self._live_frames = "", 0
+        self._began = self._told = self._used = self._noted_at = time.monotonic()
+        self._run: Run | None = None  # the batch in hand
+        self._growing, self._noted, self._current = set[str](), 0, ""
         chosen = settings.ingest
         command = " ".join(["ingest --watch", *tops, *map(masked, urls)])
         self._writer = opened.enter_context(store.writer(command))
@@ -133,8 +134,9 @@ class _Watch:
     def _tick(self) -> None:
         """What is to be done several times a second, whatever goes on."""
         self._cameras.poll()
-        self._writer.commit_if_due(self._settings.ingest.commit_s)
         now = time.monotonic()
+        if now - self._noted_at >= self._settings.ingest.commit_s:
+            self._note()
         if now - self._told >= _TICK_S:
             self._told = now
             progress = self._progress()
@@ -148,14 +150,13 @@ class _Watch:
         if about is None:
             return
         ledger = Ledger(about.rows(self._store.catalog), retry_broken=self._retry_broken)
-        run = Run(self._store, self._writer, ledger, self._settings, self._reading, self._tick)
+        run = self._run = Run(self._store, self._writer, ledger, self._settings, self._reading, self._tick)
+        self._growing = {str(item.path) for item in items if item.growing}
         report = run.over(batch.found, self._pool, stop)
         for entry in ledger.vanished(self._folders.present()):
             if entry.path.exists():
                 run.leave(entry, "its path holds another source now")
-        self._writer.commit()
-        self._current, self._live_frames, self._used = "", 0, time.monotonic()
-        self._take_note(report, {str(item.path) for item in items if item.growing})
+        self._close_batch()
         if not report.stopped:
             useful = {f.path for f in report.files if f.frames}
             self._folders.took(batch, time.monotonic(), time.monotonic() - began, useful)
@@ -175,22 +176,31 @@ class _Watch:
         if not paths:
             return
         ledger = Ledger(_where(self._store.catalog, "path", paths).values())
-        run = Run(self._store, self._writer, ledger, self._settings)
+        run = self._run = Run(self._store, self._writer, ledger, self._settings)
         for entry in ledger.vanished(self._folders.present()):
             run.leave(entry, "the file is gone")
-        self._writer.commit()
-        self._take_note(run.report, set())
+        self._close_batch()
 
-    def _take_note(self, report: IngestReport, growing: set[str]) -> None:
-        self._report.frames += report.frames
-        for file in report.files:
-            if file.path not in growing:
+    def _note(self) -> None:
+        """Commit, and tell of the files that are done."""
+        self._writer.commit()
+        self._noted_at = time.monotonic()
+        files = self._run.report.files[self._noted :] if self._run else []
+        self._noted += len(files)
+        for file in files:
+            if file.path not in self._growing:
                 self._outcomes[str(file.outcome or "")] += 1
-            if file.path not in growing or file.frames or file.changed:
+            if file.path not in self._growing or file.frames or file.changed:
                 self._on_event(_file_event(file))
 
+    def _close_batch(self) -> None:
+        self._note()
+        self._report.frames += self._run.report.frames if self._run else 0
+        self._run, self._growing, self._noted, self._current = None, set(), 0, ""
+        self._used = time.monotonic()
+
     def _reading(self, progress: IngestProgress) -> None:
-        self._current, self._live_frames = progress.current, progress.frames
+        self._current = progress.current
 
     def _say_folder(self, path: str, reason: str | None) -> None:
         self._on_event(WatchEvent("folder", path, state="back" if reason is None else "gone", reason=reason or ""))
@@ -205,12 +215,12 @@ class _Watch:
 
     def _progress(self) -> WatchProgress:
         return WatchProgress(
-            state="reading" if self._current else "watching",
+            state="reading" if self._run else "watching",
             files=self._folders.files,
             waiting=self._folders.waiting,
             taken=sum(self._outcomes.values()),
             broken=self._outcomes[Outcome.BROKEN],
-            frames=self._report.frames + self._live_frames + self._cameras.frames,
+            frames=self._report.frames + (self._run.report.frames if self._run else 0) + self._cameras.frames,
             cameras=len(self._cameras),
             live=self._cameras.live,
             seconds=time.monotonic() - self._began,
@@ -285,10 +295,14 @@ class _About:
 
 
 def _where(catalog: Catalog, name: str, values: Iterable[str | int]) -> dict[int, SourceRow]:
-    """Sources by id, those with one of many values in a column."""
+    """Sources by id, those with one of many values in a column.
+
+    Every query asks for as many values, so that it is always the same text: SQLite keeps the last 128 of them.
+    """
     wanted = list(values)
     parts = [wanted[i : i + _IN_ONE_QUERY] for i in range(0, len(wanted), _IN_ONE_QUERY)]
-    return {row.id: row for part in parts for row in catalog.sources(**{name: part})}
+    filled = [part + part[-1:] * (_IN_ONE_QUERY - len(part)) for part in parts]
+    return {row.id: row for part in filled for row in catalog.sources(**{name: part})}
 
 
 def _file_event(file: FileReport) -> WatchEvent:
