@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands of this file."""
-    app.command(epilog="Example: cld-stream ingest ~/Videos ~/Pictures --fps 1; add --watch to go on with what comes in")(ingest)
+    app.command(epilog="Example: cld-stream ingest ~/Videos ~/Pictures --fps 1 --watch")(ingest)
 
 
 def ingest(

@@ -55,7 +55,7 @@ class Watching:
         if kind is None and self._error is not None:
             raise self._error
 
-    def until(self, holds: Callable[[], object], seconds: float = 60.0) -> None:
+    def until(self, holds: Callable[[], object], seconds: float = 100.0) -> None:
         """Wait for something that will be so before long."""
         deadline = time.monotonic() + seconds
         while not holds():
