@@ -27,6 +27,8 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.frames
 	$(BIN)/python -m benchmarks.ingest
 	$(BIN)/python -m benchmarks.query
+	$(BIN)/python -m benchmarks.kmeans
+	$(BIN)/python -m benchmarks.incremental
 
 gpu: $(READY)
 	$(BIN)/pytest -m gpu

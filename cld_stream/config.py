@@ -1,8 +1,8 @@
 """Every setting: its type, default, unit and reason. `cld-stream config` prints this file as commented TOML.
 
 Settings are frozen dataclasses of the standard library, so that `cld_stream.learn` needs torch alone. Precedence:
-defaults < recipe of the device < `--config FILE.toml` < `--set section.key=value`. Parsing and type checks are
-pydantic's.
+defaults < recipe (by name, or of the device) < `--config FILE.toml` < `--set section.key=value`. Parsing and type
+checks are pydantic's.
 """
 
 import difflib
@@ -18,9 +18,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from cld_stream.errors import UsageError
 
 __all__ = [
-    "AugmentSettings", "BufferSettings", "EncoderSettings", "IngestSettings", "LossSettings", "OptimSettings",
-    "PublishSettings", "Settings", "StoreSettings", "TrainSettings", "as_dict", "as_toml", "load_settings",
+    "AugmentSettings", "BufferSettings", "EncoderSettings", "IngestSettings", "LossSettings", "OpsSettings",
+    "OptimSettings", "PublishSettings", "Settings", "StoreSettings", "TrainSettings", "as_dict", "as_toml",
+    "load_settings",
 ]  # fmt: skip
+
+
+_MOST_BYTES = 1_000_000  # of a file of settings
 
 
 def setting(
@@ -79,9 +83,14 @@ class IngestSettings(_Section):
         25.0, "frames per second that frame numbers of picture sequences stand for", gt=0, le=10_000
     )
     commit_s: float = setting(2.0, "new frames are durable after this long at the latest [s]", gt=0, le=60)
-    heartbeat_s: float = setting(20.0, "a worker that shows no progress for this long is killed [s]", gt=0)
+    heartbeat_s: float = setting(
+        20.0, "a worker that neither shows progress nor computes for this long is killed [s]", gt=0
+    )
+    compute_s: float = setting(60.0, "CPU time that a worker may use without showing progress [s]", gt=0)
     worker_memory_mb: int = setting(1024, "address space a worker may take beyond its start [MB]", ge=256)
     worker_files: int = setting(1000, "a worker is replaced after this many files", ge=1)
+    max_frames: int = setting(0, "the oldest frames beyond this many are dropped; 0 = none are", ge=0)
+    max_gb: float = setting(0.0, "the oldest frames are dropped when all take more than this; 0 = none are [GB]", ge=0)
     max_pixels: int = setting(250_000_000, "larger pictures are refused before decoding [pixels]", ge=1)
     poll_s: float = setting(
         5.0, "pause between two looks at watched folders; longer where a look would cost over 1% of a core [s]", gt=0
@@ -122,17 +131,34 @@ class EncoderSettings(_Section):
 class LossSettings(_Section):
     """L = instance term + cld_weight x cross-level term (Wang, Liu, Yu 2021)."""
 
+    branch: Literal["npid", "moco", "byol", "simclr"] = setting(
+        "npid", "instance branch: how a frame is told from all others"
+    )
+    negatives: int = setting(0, "npid: bank rows drawn as noise in a step; 0 = full softmax over all", ge=0)
+    queue: int = setting(16_384, "moco: keys in the queue", ge=1)
+    key_momentum: float = setting(
+        0.999, "moco, byol: momentum of the encoder of keys or targets; of a thousand steps or fewer it needs less",
+        ge=0, le=1,
+    )  # fmt: skip
     cld_weight: float = setting(1.0, "lambda, the weight of the cross-level term; 0 turns CLD off", ge=0)
     temperature_instance: float = setting(0.1, "T_I; smaller is sharper", gt=0)
     temperature_group: float = setting(0.2, "T_G; smaller is sharper", gt=0)
     groups: int = setting(64, "K, local groups in a batch", ge=1)
+    grouping: Literal["kmeans", "ncut"] = setting("kmeans", "how a batch is grouped: k-means, or normalised cuts")
+    cross_level: Literal["local", "bank", "both"] = setting(
+        "local", "groups that a view must find: those of the batch, persistent ones over the bank, or half of each"
+    )
+    bank_groups: int = setting(256, "persistent groups over the bank", ge=1)
+    bank_refine_steps: int = setting(
+        50, "steps between their refinements; about 6% of the rows may change in between", ge=1
+    )
     kmeans_iters: int = setting(5, "iterations of the local k-means", ge=1, le=100)
     bank_momentum: float = setting(0.5, "m of the memory bank: v <- norm(m v + (1 - m) f)", ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSettings(_Section):
-    """The two views of a frame. Probabilities are per sample."""
+    """The random views of a frame. Probabilities are per sample."""
 
     scale_min: float = setting(0.2, "least area of a random crop, as a share of the frame", gt=0, le=1)
     flip: float = setting(
@@ -148,6 +174,7 @@ class AugmentSettings(_Section):
     hue: float = setting(0.1, "strength, in turns of the colour wheel", ge=0, le=0.5)
     grey: float = setting(0.2, "probability of greyscale", ge=0, le=1)
     blur: float = setting(0.0, "probability of Gaussian blur", ge=0, le=1)
+    erase: float = setting(0.0, "probability that a random rectangle becomes the mean colour", ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,12 +192,14 @@ class BufferSettings(_Section):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings(_Section):
-    """SGD at a constant rate after warm-up: a stream has no end to anneal towards."""
+    """SGD. A stream has no end to anneal towards, so its rate is constant after warm-up; a cosine needs an end."""
 
     batch: int = setting(128, "frames in a step, fresh and replayed", ge=2)
     fresh: int = setting(16, "most new frames in a step", ge=1)
     lr: float = setting(0.06, "learning rate", gt=0)
     warmup_steps: int = setting(100, "steps over which the rate rises from lr/100", ge=0)
+    schedule: Literal["constant", "cosine"] = setting("constant", "the rate after the warm-up")
+    total_steps: int = setting(0, "steps until a cosine schedule reaches zero; of no meaning to a constant one", ge=0)
     momentum: float = setting(0.9, "SGD momentum", ge=0, le=1)
     weight_decay: float = setting(5e-4, "L2 penalty", ge=0)
     average_decay: float = setting(
@@ -183,6 +212,14 @@ class OptimSettings(_Section):
         "gpu", "bf16 autocast; `always` pays on CPUs with bf16 instructions"
     )
     seed: int = setting(0, "of every random choice", ge=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
+            raise ValueError(
+                f"total_steps must be > warmup_steps = {self.warmup_steps} under a cosine schedule, "
+                f"got {self.total_steps}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +256,20 @@ class PublishSettings(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpsSettings(_Section):
+    """What a running ingest or train shows to whoever watches over it."""
+
+    port: int = setting(0, "port of /healthz, /readyz and /metrics; 0 = none", ge=0, le=65_535)
+    address: str = setting("127.0.0.1", "where that port listens; it asks nobody for a password")
+    stalled_s: float = setting(300.0, "without progress for this long it calls itself unhealthy [s]", gt=0)
+    log_mb: int = setting(
+        100,
+        "most that metrics.jsonl, train.log and the TensorBoard events may each take; the oldest goes first [MB]",
+        ge=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """All of them."""
 
@@ -231,6 +282,7 @@ class Settings:
     optim: OptimSettings = field(default_factory=OptimSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     publish: PublishSettings = field(default_factory=PublishSettings)
+    ops: OpsSettings = field(default_factory=OpsSettings)
 
 
 def load_settings(
@@ -244,7 +296,7 @@ def load_settings(
     Args:
         config: a TOML file with sections as in `cld-stream config`.
         overrides: `section.key=value` strings, applied in order.
-        recipe: name of a packaged recipe (`cpu`, `gpu`) that stands under both.
+        recipe: name of a packaged recipe (`cpu`, `gpu`, `moco-cld-32`, ...) that stands under both.
 
     Raises:
         UsageError: an unknown key (the nearest one is named), a value of the wrong type or out of range, a bad file.
@@ -254,11 +306,12 @@ def load_settings(
         _merge(tree, tomllib.loads(_recipe(recipe)), f"recipe {recipe}")
     if config is not None:
         try:
-            _merge(tree, tomllib.loads(config.read_text()), str(config))
+            _merge(tree, tomllib.loads(_text_of(config)), str(config))
         except OSError as e:
             raise UsageError(f"{config}: cannot read the settings: {e.strerror}. Check --config.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-            raise UsageError(f"{config}: not valid TOML: {e}. `cld-stream config` prints a valid file.") from None
+            why = "it is not text" if isinstance(e, UnicodeDecodeError) else e
+            raise UsageError(f"{config}: not valid TOML: {why}. `cld-stream config` prints a valid file.") from None
     for item in overrides:
         _merge(tree, _parse_override(item), f"--set {item}")
     return _validate(tree)
@@ -287,11 +340,20 @@ def as_toml(settings: Settings) -> str:
     return "\n".join(out)
 
 
+def _text_of(config: Path) -> str:
+    """A file of settings, or a pipe; what is endless is refused."""
+    with config.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise UsageError(f"{config}: this is no file of settings: it is larger than a megabyte. Check --config.")
+    return data.decode()
+
+
 def _recipe(name: str) -> str:
     folder = resources.files("cld_stream").joinpath("recipes")
     known = sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
     if name not in known:
-        raise UsageError(f"there is no recipe {name!r}; the packaged ones are {', '.join(known)}")
+        raise UsageError(f"there is no recipe {name!r}; the packaged ones are {', '.join(known)}.")
     return folder.joinpath(f"{name}.toml").read_text()
 
 

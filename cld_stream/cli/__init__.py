@@ -1,13 +1,14 @@
 """The command line: parses, calls one pipeline function, prints."""
 
 import os
+import re
 import sys
 from typing import Annotated
 
 import typer
 
 import cld_stream
-from cld_stream.cli import ingest, manage, query, snapshots, train
+from cld_stream.cli import evaluate, ingest, manage, query, snapshots, train, tune
 from cld_stream.cli.output import console, fail, set_up_logging
 from cld_stream.errors import CldError
 
@@ -19,10 +20,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "CLD_STREAM", "help_option_names": ["-h", "--help"]},
 )
-for module in (ingest, train, query, snapshots, manage):
+for module in (ingest, train, query, snapshots, evaluate, tune, manage):
     module.add_to(app)
 
 _debug = False
+_ANYWHERE = re.compile(r"--verbose|-v+|--quiet|-q|--debug")
 
 
 def _show_version(value: bool) -> None:
@@ -38,28 +40,45 @@ def _options(
     ] = False,
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="More log lines; twice for all.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only answers and errors.")] = False,
+    json_logs: Annotated[bool, typer.Option("--json-logs", help="Progress, log and errors as JSON lines.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Trace: every log line, and tracebacks of errors.")] = False,
 ) -> None:
     global _debug
     _debug = debug
     console.quiet = quiet
-    set_up_logging(verbose, debug=debug)
+    set_up_logging(verbose, debug=debug, as_json=json_logs)
+
+
+def _flags_first(args: list[str]) -> list[str]:
+    """How much is told may be said after the command too; nothing behind `--` is touched."""
+    end = args.index("--") if "--" in args else len(args)
+    flags = [a for a in args[:end] if _ANYWHERE.fullmatch(a)]
+    return flags + [a for a in args[:end] if not _ANYWHERE.fullmatch(a)] + args[end:]
 
 
 def main() -> None:
     """Entry point of `cld-stream`. Exit codes: see `cld_stream.errors`."""
     try:
-        app()
+        app(_flags_first(sys.argv[1:]))
     except CldError as e:
         if _debug:
             raise
         console.quiet = False
         fail(str(e))
         sys.exit(e.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as e:
+        if isinstance(e, SystemExit) and e.code != 130:  # with 130 Typer ends on Ctrl-C, without a word
+            raise
         console.quiet = False
         fail("Ended at once, as asked. What was committed is safe; the same command goes on from there.")
         os._exit(130)
     except BrokenPipeError:  # the reader of our stdout has gone, as `| head` does
         sys.stdout = None
         sys.exit(0)
+    except OSError as e:  # not foreseen, and yet the system's fault and not ours
+        if _debug:
+            raise
+        console.quiet = False
+        what = f"{e.filename}: {e.strerror}" if e.filename else str(e)
+        fail(f"{what}. Check the path, its permissions and the space on its disk; --debug shows where it happened.")
+        sys.exit(1)

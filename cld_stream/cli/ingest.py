@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cld_stream.cli.options import DEFAULT_STORE, ConfigOption, JsonOption, SetOption, StoreOption
+from cld_stream.cli.options import DEFAULT_STORE, ConfigOption, JsonOption, PortOption, SetOption, StoreOption
 from cld_stream.cli.output import answer_json, answer_line
 from cld_stream.cli.stopping import StopSignals
 from cld_stream.errors import UsageError
@@ -37,9 +37,12 @@ def ingest(
     watch: Annotated[
         bool, typer.Option("--watch", help="Do not end: take what comes into the folders. Always so with a camera.")
     ] = False,
+    max_frames: Annotated[int | None, typer.Option(help="Drop the oldest frames beyond this many.")] = None,
+    max_gb: Annotated[float | None, typer.Option(help="Drop the oldest frames when all take more than this.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 4 if any file was broken.")] = False,
     retry_broken: Annotated[bool, typer.Option("--retry-broken", help="Try broken files again.")] = False,
+    port: PortOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -53,7 +56,8 @@ def ingest(
 
     flags = {
         "ingest.fps": fps, "store.size": size, "store.fit": fit, "ingest.workers": workers, "ingest.reader": reader,
-        "ingest.order": order,
+        "ingest.order": order, "ops.port": port,
+        "ingest.max_frames": max_frames, "ingest.max_gb": max_gb,
     }  # fmt: skip
     chosen = [f"{key}={value}" for key, value in flags.items() if value is not None]
     settings = load_settings(config, [*(set_ or []), *chosen])

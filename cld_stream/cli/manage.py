@@ -1,4 +1,4 @@
-"""`status`, `forget`, `doctor`, `config`, `demo`."""
+"""`status`, `forget`, `doctor`, `migrate`, `config`, `demo`."""
 
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog="Example: cld-stream status --json")(status)
     app.command(epilog="Example: cld-stream forget Videos/birthday.mp4")(forget)
     app.command(epilog="Example: cld-stream doctor --store ./cld-store")(doctor)
+    app.command(epilog="Example: cld-stream migrate --dry-run")(migrate)
     app.command(epilog="Example: cld-stream config > settings.toml")(config)
     app.command(epilog="Example: cld-stream demo --media ~/Videos --out demo-out")(demo)
 
@@ -66,8 +67,25 @@ def doctor(
         raise typer.Exit(1)
 
 
+def migrate(
+    store: StoreOption = DEFAULT_STORE,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Bring a store that an older release wrote to the present format; its catalog and header are saved before."""
+    from cld_stream.pipelines.migrate import migrate as run
+
+    report = run(store, dry_run=dry_run)
+    if json:
+        answer_json(report.as_dict())
+    else:
+        answer("\n".join(map(safe, report.lines())))
+
+
 def config(
-    recipe: Annotated[str | None, typer.Option(help="cpu or gpu: the settings that train takes there.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="cpu or gpu, which train takes there, or another packaged one.")
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,

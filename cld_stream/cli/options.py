@@ -13,11 +13,20 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="Settings as TOML; `cld-stream config` prints every one."),
 ]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", help="Packaged settings under --config and --set, for example moco-cld-32.  "
+                 "[default: cpu or gpu, by device]"),
+]  # fmt: skip
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="One setting, for example optim.lr=0.03; may be repeated.", metavar="SECTION.KEY=VALUE"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer as JSON on stdout.")]
+PortOption = Annotated[
+    int | None,
+    typer.Option("--port", help="Answer /healthz, /readyz and /metrics on this port of 127.0.0.1.", min=0, max=65_535),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 
 DEFAULT_STORE = Path("cld-store")

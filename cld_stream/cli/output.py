@@ -1,9 +1,11 @@
 """What a person or a program reads: stdout carries the answer, stderr everything else."""
 
+import io
 import json
 import logging
 import sys
-from typing import Any
+from datetime import UTC, datetime
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -34,14 +36,43 @@ def answer_line(value: Any) -> None:
 
 def fail(message: str) -> None:
     """One line to stderr: what, where, why, what to do next."""
-    console.print(safe(message), style="red", markup=False, soft_wrap=True)
+    if isinstance(console.file, _LogLines):
+        logging.getLogger("cld_stream.cli").error(safe(message))
+    else:
+        console.print(safe(message), style="red", markup=False, soft_wrap=True)
 
 
-def set_up_logging(verbosity: int, *, debug: bool) -> None:
-    """Warnings by default; `-v` adds progress notes, `--debug` everything. A terminal gets colours."""
+class _LogLines(io.TextIOBase):
+    """What would be printed for a person, as log lines."""
+
+    def write(self, text: str) -> int:
+        for line in filter(str.strip, text.splitlines()):
+            logging.getLogger("cld_stream.cli").info(line.rstrip())
+        return len(text)
+
+
+class _AsJson(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        said = {"time": time, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info)
+        return json.dumps(said)
+
+
+def set_up_logging(verbosity: int, *, debug: bool, as_json: bool = False) -> None:
+    """Warnings by default; `-v` adds progress notes, `--debug` everything. A terminal gets colours.
+
+    As JSON, everything on stderr is a log line, what is else printed for a person too.
+    """
     level = logging.DEBUG if debug else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
-    if console.is_terminal:
-        handler: logging.Handler = RichHandler(console=console, show_path=False, markup=False)
+    if as_json:
+        handler: logging.Handler = logging.StreamHandler()
+        handler.setFormatter(_AsJson())
+        console.file = cast(IO[str], _LogLines())
+        logging.getLogger("cld_stream.cli").setLevel(logging.INFO)
+    elif console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, markup=False)
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -1,6 +1,7 @@
 """Live displays on a terminal, plain log lines otherwise."""
 
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -14,9 +15,11 @@ from cld_stream.cli.output import answer, console, safe
 from cld_stream.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from cld_stream.pipelines.evaluate import EvalProgress
     from cld_stream.pipelines.ingest import IngestProgress, IngestReport
     from cld_stream.pipelines.report import WatchEvent, WatchProgress, WatchReport
     from cld_stream.pipelines.train import TrainProgress, TrainReport
+    from cld_stream.pipelines.tune import TuneProgress, TuneReport
 
 _LINE_EVERY_S = 10.0
 
@@ -123,21 +126,53 @@ class TrainDisplay(_Display):
         self._show(_panel(f"Train  {p.state}", share, pairs), f"train ({p.state}): {line}")
 
 
+class EvalDisplay(_Display):
+    """Which probe is at work, and how far it is."""
+
+    def __call__(self, p: "EvalProgress") -> None:
+        """Show where the evaluation is."""
+        share, done = p.done / p.total if p.total else 1.0, f"{p.done:,} of {p.total:,}"
+        self._show(_panel(f"Eval  {p.stage}", share, [("done", done)]), f"eval: {p.stage} {done}")
+
+
+class TuneDisplay(_Display):
+    """Which short run of how many, and the time left."""
+
+    def __call__(self, p: "TuneProgress") -> None:
+        """Show where the comparison is."""
+        share = (p.run - 1 + p.step / p.steps) / p.runs
+        left = "?" if p.left_s is None else str(timedelta(seconds=round(p.left_s)))
+        pairs = [
+            ("run", f"{p.run} of {p.runs}"), ("seed", f"{p.seed}"),
+            ("step", f"{p.step:,} of {p.steps:,}"), ("time left", left),
+        ]  # fmt: skip
+        line = ", ".join(f"{name} {value}" for name, value in pairs)
+        self._show(_panel(f"Tune  {safe(p.candidate)[-60:]}", share, pairs), f"tune ({safe(p.candidate)}): {line}")
+
+
 def print_ingest_summary(report: "IngestReport", *, dry_run: bool) -> None:
     """Counts by outcome, then every file that did not go in whole."""
     odd = [f for f in report.files if f.outcome in {"PARTIAL", "BROKEN", "SKIPPED", "MISSING"}]
     if odd:
         print_table(("outcome", "file", "reason"), [(f.outcome, f.path, f.reason) for f in odd])
         answer("")
+    if report.counts.get("BROKEN"):
+        answer("A BROKEN file is left alone until it changes: copy it again from its origin, or use --retry-broken.")
     counts = ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(report.counts.items()) if n) or "no files"
     verb = "would be added" if dry_run else "added"
-    answer(f"{report.frames:,} frames {verb} in {report.seconds:.1f} s. Files: {counts}.")
+    dropped = f" {report.dropped:,} of the oldest were dropped." if report.dropped else ""
+    answer(f"{report.frames:,} frames {verb} in {report.seconds:.1f} s. Files: {counts}.{dropped}")
+    for note in report.notes:
+        console.print(f"Note: {safe(note)}", markup=False, soft_wrap=True)
 
 
 def print_watch_summary(report: "WatchReport") -> None:
     """What this run did, in a line."""
     counts = ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(report.outcomes.items())) or "none"
-    answer(f"{report.frames:,} frames added in {report.seconds:,.0f} s of watching. Files: {counts}.")
+    dropped = f" {report.dropped:,} of the oldest were dropped." if report.dropped else ""
+    answer(f"{report.frames:,} frames added in {report.seconds:,.0f} s of watching. Files: {counts}.{dropped}")
+    for note in report.notes:
+        console.print(f"Note: {safe(note)}", markup=False, soft_wrap=True)
 
 
 def print_train_summary(report: "TrainReport") -> None:
@@ -146,3 +181,32 @@ def print_train_summary(report: "TrainReport") -> None:
         f"{report.steps:,} steps, {report.fed:,} frames fed, lag {report.lag:,}. "
         f"Checkpoint at step {report.step:,}; snapshot {report.snapshot or 'none yet'}."
     )
+
+
+def print_tune_report(report: "TuneReport") -> None:
+    """The ranking, how sure it is, and how to use the best."""
+    if report.standings:
+        rows = ((report.candidates[s.index].name, s) for s in report.standings)
+        print_table(
+            ("rank>", "candidate", "score>", "between seeds>", "ahead of all>", "behind rank 1>"),
+            [
+                (
+                    n,
+                    name,
+                    f"{s.score:.4f}",
+                    f"{s.spread:.4f}" if report.seeds > 1 else "",
+                    f"{s.first:.0%}",
+                    "" if n == 1 else f"{s.beaten:.0%}",
+                )
+                for n, (name, s) in enumerate(rows, 1)
+            ],
+        )
+        answer("")
+    for line in report.verdict():
+        answer(line)
+    if report.done < report.runs:
+        answer(f"{report.done} of {report.runs} runs are finished and kept; the same command goes on from there.")
+    if report.use:
+        answer(f"Rank 1: {report.use}")
+    if report.out:
+        answer(f"Wrote {safe(report.out)}: use it with --config.")

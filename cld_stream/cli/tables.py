@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from cld_stream.cli.output import safe
+from cld_stream.cli.output import answer, console, safe
 
 if TYPE_CHECKING:
+    from cld_stream.pipelines.evaluate import EvalReport
     from cld_stream.pipelines.neighbours import Hit
 
 
@@ -28,10 +29,45 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
 
 def print_hits(hits: "Sequence[Hit]") -> None:
     """Print the neighbours of a query, best first."""
-    print_table(
-        ("rank>", "similarity>", "source", "at>", "taken", "frame>"),
-        [(h.rank, f"{h.similarity:.3f}", h.source, clock(h.time_s), when(h.wall_utc), h.frame) for h in hits],
-    )
+    columns = ("rank>", "similarity>", "source", "at>", "taken", "frame>", "")
+    print_table(columns, [_hit(h) for h in hits])
+
+
+def _hit(h: "Hit") -> tuple[object, ...]:
+    gone = "picture gone" if h.gone else ""
+    return h.rank, f"{h.similarity:.3f}", h.source, clock(h.time_s), when(h.wall_utc), h.frame, gone
+
+
+def print_eval(report: "EvalReport") -> None:
+    """Print what the probes say: the encoder and the protocol, then a line a number."""
+    if report.frames:
+        answer(safe(_judged(report)) + "\n")
+    if report.numbers:
+        print_table(
+            ("probe", "value>", "range", "better", "n>", "what it says"),
+            [(n.name, f"{n.value:.3f}", f"{n.low:g} to {n.high:g}", n.better, f"{n.n:,}", n.meaning)
+             for n in report.numbers],
+        )  # fmt: skip
+    if report.skipped:
+        some = "; ".join(f"{path}: {reason}" for path, reason in report.skipped[:3])
+        more = f"; and {len(report.skipped) - 3:,} more (--json names all)" if len(report.skipped) > 3 else ""
+        _note(f"Skipped {len(report.skipped):,} of {report.frames + len(report.skipped):,} pictures: {some}{more}")
+    for note in report.notes:
+        _note(note)
+    if report.stopped:
+        _note("Stopped before the end, as asked; nothing was written.")
+
+
+def _judged(report: "EvalReport") -> str:
+    encoder = f"snapshot {report.snapshot}" if report.snapshot else f"checkpoint {report.checkpoint}"
+    alone = report.sequences == report.frames
+    frames = f"{report.frames:,} frames" + ("" if alone else f" of {report.sequences:,} sequences")
+    by = f"{len(report.classes)} classes; {report.protocol}" if report.protocol else "without labels"
+    return f"{encoder}, step {report.step:,}, space {report.space}: {frames}, {by}"
+
+
+def _note(text: str) -> None:
+    console.print(safe(text), markup=False, soft_wrap=True)
 
 
 def clock(seconds: float) -> str:

@@ -4,7 +4,16 @@ from typing import Annotated
 
 import typer
 
-from cld_stream.cli.options import DEFAULT_STORE, ConfigOption, DeviceOption, JsonOption, SetOption, StoreOption
+from cld_stream.cli.options import (
+    DEFAULT_STORE,
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    PortOption,
+    RecipeOption,
+    SetOption,
+    StoreOption,
+)
 from cld_stream.cli.output import answer_json, console
 from cld_stream.cli.stopping import StopSignals
 
@@ -22,25 +31,34 @@ def train(
     ] = False,
     init: Annotated[str | None, typer.Option(help="random, pretrained, or a .safetensors file.")] = None,
     device: DeviceOption = "auto",
+    port: PortOption = None,
+    recipe: RecipeOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
     """Keep training on the store, publish encoders, follow what ingest adds. Resumes by itself; runs until stopped."""
-    from cld_stream.cli.progress import TrainDisplay, print_train_summary
-    from cld_stream.pipelines.device import choose_device
-    from cld_stream.pipelines.train import train as run
-    from cld_stream.pipelines.train import train_settings
+    with StopSignals() as stop:  # the imports take seconds
+        from cld_stream.cli.progress import TrainDisplay, print_train_summary
+        from cld_stream.pipelines.device import choose_device
+        from cld_stream.pipelines.train import train as run
+        from cld_stream.pipelines.train import train_settings
 
-    chosen = choose_device(device)
-    settings = train_settings(chosen, config, [*(set_ or []), *([f"encoder.init={init}"] if init else [])])
-    if chosen == "cpu":
-        console.print(f"No GPU in use: taking the small CPU recipe ({settings.encoder.backbone}, "
-                      f"width {settings.encoder.width:g}, {settings.encoder.crop} px).")  # fmt: skip
-    with StopSignals() as stop, TrainDisplay() as display:
-        report = run(
-            store, settings, device=chosen, steps=steps, until_caught_up=until_caught_up, on_progress=display, stop=stop
-        )
+        chosen = choose_device(device)
+        flags = {"encoder.init": init, "ops.port": port}
+        given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+        settings = train_settings(chosen, config, [*(set_ or []), *given], recipe=recipe)
+        if stop():
+            console.print("Stopped before training began.")
+            return
+        if chosen == "cpu" and not recipe:
+            console.print(f"No GPU in use: taking the small CPU recipe ({settings.encoder.backbone}, "
+                          f"width {settings.encoder.width:g}, {settings.encoder.crop} px).")  # fmt: skip
+        with TrainDisplay() as display:
+            report = run(
+                store, settings, device=chosen, steps=steps, until_caught_up=until_caught_up,
+                on_progress=display, stop=stop,
+            )  # fmt: skip
     if json:
         answer_json(report.as_dict())
     else:

@@ -1,4 +1,4 @@
-"""Two random views of every frame, and the one view that is embedded: batched tensor code on the frames' own device.
+"""Random views of every frame, and the one view that is embedded: batched tensor code on the frames' own device.
 
 A crop with its antialiased resize is a pair of matrices, one for rows and one for columns, so that
 all crops of a batch are two batched matrix products and a flip is free. Each sample has factors of
@@ -14,15 +14,18 @@ from torch import Tensor
 from cld_stream.config import AugmentSettings
 from cld_stream.learn.colour import blur, brightness, contrast, greyscale, hue, saturation
 
-__all__ = ["MEAN", "RATIOS", "STD", "Boxes", "TwoViews", "central_view", "random_boxes", "resized_crops"]
+__all__ = ["MEAN", "RATIOS", "STD", "Boxes", "RandomViews", "central_view", "erase", "random_boxes", "resized_crops"]
 
-# Shape suffixes: N frames, S side of a stored frame, C side of a view, 3 colours. V = 2 N views.
+# Shape suffixes: N frames, S side of a stored frame, C side of a view, 3 colours. V = 2 N (or 3 N) views.
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet: what published weights expect, and near enough for any footage."""
 
 RATIOS = (3 / 4, 4 / 3)
 """Width / height of a crop in the true picture; squeezed to a square view, as torchvision's RandomResizedCrop does."""
+
+ERASED, ERASED_RATIOS = (0.02, 0.33), (0.3, 3.3)
+"""Share of the picture that erasing takes, and its height / width: torchvision's."""
 
 _TRIES = 10
 
@@ -36,23 +39,22 @@ class Boxes(NamedTuple):
     height_N: Tensor
 
 
-class TwoViews:
-    """Two independent augmentations of each frame: crop, flip, colour jitter, grey, blur, normalise.
+class RandomViews:
+    """Independent augmentations of each frame: crop, flip, colour jitter, grey, blur, normalise, erase.
 
     The distribution of every part is that of torchvision's transforms (RandomResizedCrop,
-    ColorJitter, RandomGrayscale, GaussianBlur with sigma 0.1 to 2). Departures: crops are drawn in
+    ColorJitter, RandomGrayscale, GaussianBlur with sigma 0.1 to 2, RandomErasing). Departures: crops are drawn in
     the true picture, of which the stored square is a stretched copy; they are not rounded to whole
     pixels; the order of the four jitters is drawn once for each view of a batch, not for each
     sample.
     """
 
-    def __init__(self, augment: AugmentSettings, crop: int) -> None:
-        self.augment = augment
-        self.crop = crop
+    def __init__(self, augment: AugmentSettings, crop: int, views: int = 2) -> None:
+        self.augment, self.crop, self.views = augment, crop, views
 
     @torch.no_grad()
-    def __call__(self, frames_NSS3: Tensor, aspect_N: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Two views of each frame.
+    def __call__(self, frames_NSS3: Tensor, aspect_N: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """So many views of each frame.
 
         Args:
             frames_NSS3: stored frames, uint8.
@@ -61,22 +63,24 @@ class TwoViews:
                 with a CPU generator they do not depend on the frames' device.
 
         Returns:
-            x1, x2: float32 (N, 3, crop, crop), normalised, channels_last.
+            x1, x2, ...: float32 (N, 3, crop, crop), normalised, channels_last.
         """
-        device, a = frames_NSS3.device, self.augment
-        n = len(frames_NSS3)
+        device, a, views = frames_NSS3.device, self.augment, self.views
+
+        def uniform(rows: int, columns: int) -> Tensor:
+            return torch.rand(rows, columns, generator=generator, device=generator.device).to(device)
+
         # columns: crop 0-21, flip, jitter, four strengths, grey, blur, sigma
-        u_VR = torch.rand(2 * n, 31, generator=generator, device=generator.device).to(device)
-        orders = [torch.randperm(4, generator=generator, device=generator.device).tolist() for _ in (1, 2)]
-        aspect_V = aspect_N.to(device, torch.float32).repeat(2)
+        u_VR = uniform(views * len(frames_NSS3), 31)
+        orders = [torch.randperm(4, generator=generator, device=generator.device).tolist() for _ in range(views)]
+        aspect_V = aspect_N.to(device, torch.float32).repeat(views)
         boxes = random_boxes(aspect_V, a.scale_min, u_VR[:, :22])
         x_V3CC = resized_crops(frames_NSS3, boxes, self.crop, u_VR[:, 22] < a.flip)
-        views = (
-            self._colours(x, u, order)
-            for x, u, order in zip(x_V3CC.chunk(2), u_VR[:, 23:].chunk(2), orders, strict=True)
-        )
-        x1, x2 = (_normalised(x) for x in views)
-        return x1, x2
+        split = zip(x_V3CC.chunk(views), u_VR[:, 23:].chunk(views), orders, strict=True)
+        out = [_normalised(self._colours(x, u, order)) for x, u, order in split]
+        if a.erase > 0:
+            out = [erase(x, a.erase, uniform(len(x), 23)) for x in out]
+        return tuple(out)
 
     def _colours(self, x_N3CC: Tensor, u_N8: Tensor, order: list[int]) -> Tensor:
         """Colour jitter, grey and blur of one view."""
@@ -145,12 +149,40 @@ def random_boxes(aspect_N: Tensor, scale_min: float, u_NR: Tensor) -> Boxes:
     return Boxes(left_N, top_N, width_N, height_N)
 
 
+def erase(x_N3CC: Tensor, share: float, u_NR: Tensor) -> Tensor:
+    """RandomErasing: a rectangle becomes zero, which is the mean colour once pictures are normalised.
+
+    Its area is uniform in `ERASED` of the picture and its log ratio in log `ERASED_RATIOS`; the first of ten tries
+    that is smaller than the picture on both sides counts, and when there is none the picture stays.
+
+    Args:
+        share: probability that a picture is touched.
+        u_NR: 23 columns of uniform numbers in [0, 1).
+    """
+    side = x_N3CC.shape[-1]
+    low, high = (math.log(r) for r in ERASED_RATIOS)
+    area_NT = (ERASED[0] + (ERASED[1] - ERASED[0]) * u_NR[:, :_TRIES]) * side**2
+    ratio_NT = torch.exp(low + (high - low) * u_NR[:, _TRIES : 2 * _TRIES])
+    height_NT, width_NT = (area_NT * ratio_NT).sqrt().round(), (area_NT / ratio_NT).sqrt().round()
+    fits_NT = (height_NT < side) & (width_NT < side)
+    first_N1 = fits_NT.to(torch.uint8).argmax(1, keepdim=True)
+    height_N1, width_N1 = height_NT.gather(1, first_N1), width_NT.gather(1, first_N1)
+    top_N1 = ((side - height_N1 + 1) * u_NR[:, 20:21]).floor()
+    left_N1 = ((side - width_N1 + 1) * u_NR[:, 21:22]).floor()
+    pixel_C = torch.arange(side, device=x_N3CC.device)
+    rows_NC = (pixel_C >= top_N1) & (pixel_C < top_N1 + height_N1)
+    columns_NC = (pixel_C >= left_N1) & (pixel_C < left_N1 + width_N1)
+    touched_N = (u_NR[:, 22] < share) & fits_NT.any(1)
+    hole_N1CC = (rows_NC[:, None, :, None] & columns_NC[:, None, None, :]) & touched_N[:, None, None, None]
+    return x_N3CC.masked_fill(hole_N1CC, 0)
+
+
 def resized_crops(frames_NSS3: Tensor, boxes: Boxes, crop: int, flip_V: Tensor | None = None) -> Tensor:
     """Cut boxes and resize them, bilinear with antialiasing: on whole pixels, torchvision's `resized_crop`.
 
     Args:
         frames_NSS3: uint8.
-        boxes: N of them, or 2 N: first and second view of each frame.
+        boxes: N of them, or a multiple: all first views, then all second ones.
         crop: side of a view [pixels].
         flip_V: which views are mirrored.
 

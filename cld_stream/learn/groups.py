@@ -1,15 +1,18 @@
 """Local groups: the k-means of a mini-batch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["TIE", "full_precision", "local_kmeans"]
+__all__ = ["TIE", "Grouping", "full_precision", "group_means", "local_kmeans", "segment_means"]
 
 # Shape suffixes: N rows, D features, K groups.
+
+Grouping = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From rows of one view (N x D) to labels_N and centroids_KD, as `local_kmeans` with its k and iters."""
 
 TIE = 1e-5
 """Squared distances this close to the least count as equal; the lowest group number wins. Matrix
@@ -53,9 +56,9 @@ def local_kmeans(x_ND: Tensor, k: int, iters: int) -> tuple[Tensor, Tensor]:
         fixed_ND = x_ND.detach()
         centroids_KD = F.pad(fixed_ND[:k], (0, 0, 0, max(0, k - len(x_ND))))
         for _ in range(iters - 1):
-            centroids_KD = _means(fixed_ND, _nearest(fixed_ND, centroids_KD), k)
+            centroids_KD = segment_means(fixed_ND, _nearest(fixed_ND, centroids_KD), k)
         labels_N = _nearest(fixed_ND, centroids_KD)
-        return labels_N, _means(x_ND, labels_N, k)
+        return labels_N, group_means(x_ND, labels_N, k)
 
 
 def _nearest(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
@@ -66,7 +69,18 @@ def _nearest(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
     return near_NK.to(torch.uint8).argmax(1)
 
 
-def _means(x_ND: Tensor, labels_N: Tensor, k: int) -> Tensor:
-    """Mean row of every group; zero for an empty one. A matrix product: deterministic on every device."""
+def group_means(x_ND: Tensor, labels_N: Tensor, k: int) -> Tensor:
+    """Mean row of each of k groups (K x D); zero for an empty one. A matrix product: deterministic on every device."""
     member_KN = F.one_hot(labels_N, k).T.to(x_ND.dtype)
     return member_KN @ x_ND / member_KN.sum(1, keepdim=True).clamp(min=1)
+
+
+@torch.no_grad()
+def segment_means(x_ND: Tensor, labels_N: Tensor, k: int) -> Tensor:
+    """The same without a gradient and without the K x N table: rows are sorted by group and added up group by group.
+
+    Several times faster than the product on a CPU, just as deterministic on every device, and nothing waits for a GPU.
+    """
+    sorted_N, order_N = labels_N.sort(stable=True)
+    first_K = torch.searchsorted(sorted_N, torch.arange(k, device=x_ND.device))
+    return F.embedding_bag(order_N, x_ND, first_K, mode="mean")

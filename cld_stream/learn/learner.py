@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cld_stream.config import EncoderSettings, Settings
-from cld_stream.learn.augment import TwoViews, central_view
+from cld_stream.learn.augment import RandomViews, central_view
 from cld_stream.learn.average import WeightAverage, estimate_batch_norm
 from cld_stream.learn.bank import MemoryBank
+from cld_stream.learn.branches import Batch, make_branch
 from cld_stream.learn.buffer import EMPTY, Admission, Ids, ReplayBuffer
+from cld_stream.learn.cross_level import CrossLevel
+from cld_stream.learn.descent import Descent
 from cld_stream.learn.encoder import Encoder, build_encoder
-from cld_stream.learn.losses import cross_level_loss, npid_loss
+from cld_stream.learn.undo import Undo
 
 __all__ = ["Learner", "StepPlan", "StepReport"]
 
@@ -66,7 +69,7 @@ class StepReport:
 
 
 class Learner:
-    """NPID + CLD over a replay buffer (Wang, Liu, Yu 2021, section 3, made for a stream).
+    """An instance branch + CLD over a replay buffer (Wang, Liu, Yu 2021, section 3, made for a stream).
 
     Attributes:
         clock: steps tried; never goes back, not even when an old state is restored.
@@ -86,14 +89,17 @@ class Learner:
         with torch.random.fork_rng(devices=[]):  # the same start on every device
             torch.manual_seed(optim.seed)
             encoder = build_encoder(settings.encoder, weights)
+            branch = make_branch(settings, encoder)
         self.encoder: Encoder = encoder.to(self.device)
-        self.optimiser = torch.optim.SGD(
-            self.encoder.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-        )
+        self.branch = branch.to(self.device)
+        trained = dict(self.encoder.named_parameters())
+        trained |= {f"branch.{name}": p for name, p in self.branch.named_parameters()}
+        self.descent = Descent(trained, optim)
         self.average = WeightAverage(self.encoder, optim.average_decay)
         self.buffer = ReplayBuffer(rows, settings.buffer.policy)
         self.bank = MemoryBank(rows, settings.encoder.feature_dim, settings.loss.bank_momentum, self.device)
-        self.views = TwoViews(settings.augment, settings.encoder.crop)
+        self.views = RandomViews(settings.augment, settings.encoder.crop, self.branch.views)
+        self.cross_level = CrossLevel(settings.loss, rows, settings.encoder.feature_dim, self.device)
 
     def plan(self, fresh: Iterable[int] = ()) -> StepPlan:
         """Decide a batch, changing nothing: admit the fresh frames first, then draw replays among those that stay."""
@@ -119,28 +125,27 @@ class Learner:
         if not 2 <= len(pixels) == len(aspect) == len(plan.ids):
             raise ValueError(f"the plan has {len(plan.ids)} frames, at least 2 are needed; got {len(pixels)}")
         s, slots = self.settings.loss, torch.from_numpy(plan.slots).to(self.device)
-        lr, undo = self._rate(), _Undo(self.encoder, self.bank)
-
-        x1, x2 = self.views(pixels, aspect, self._generator())
-        (f1, f2), (g1, g2) = self._features(x1, x2)
-        newborn = self._newborn(plan, slots)
+        newborn, lr, generator = self._newborn(plan, slots), self._rate(), self._generator(1)
         born = slots[newborn]
-        undo.remember(born)
+        undo = Undo(self.encoder, self.bank, born)
+
+        views = self.views(pixels, aspect, generator)
+        (f1, f2), (g1, g2) = self._features(*views[:2])
         self.bank.fill(born, (f1 + f2).detach()[newborn], self.clock)  # before their first gradient
-        bank = {"live_M": self.bank.live_M, "newborn_N": newborn}
-        instance = (
-            npid_loss(f1, self.bank.rows_MD, slots, s.temperature_instance, other_ND=f2, **bank)
-            + npid_loss(f2, self.bank.rows_MD, slots, s.temperature_instance, other_ND=f1, **bank)
-        ) / 2
+        ids = torch.from_numpy(plan.ids).to(self.device)
+        with self._autocast():
+            instance = self.branch(Batch(ids, slots, newborn, views, f1, f2, self.bank, generator))
         cld = instance.new_zeros(())
         if s.cld_weight > 0:
-            cld = cross_level_loss(g1, g2, s.groups, s.kmeans_iters, s.temperature_group)
+            cld = self.cross_level(g1, g2, slots, newborn)
         loss = instance + s.cld_weight * cld
 
-        ok = self._descend(loss, lr)  # SGD on the encoder, unless something is not finite
+        ok = self.descent.step(loss, lr)  # unless something is not finite
         if ok:
             old = ~newborn & (slots >= 0)
             self.bank.update(slots[old], f1.detach()[old], f2.detach()[old], self.clock)
+            self.branch.follow(self.encoder)
+            self.cross_level.follow(g1, g2, slots, newborn, self.clock, self._generator(3))
             self.average.follow(self.encoder)
             self.buffer.apply(plan.admission, self.clock)
             self.buffer.touch(plan.slots[plan.fresh :])
@@ -155,14 +160,16 @@ class Learner:
         """Admit frames without a step. Their bank rows are born when they are first replayed."""
         admission = self.buffer.propose(_ids(fresh), np.random.default_rng(self._entropy(0)))
         taken = admission.slots[admission.slots != EMPTY]
-        self.bank.kill(torch.from_numpy(taken).to(self.device))  # the rows of those who were evicted
+        self._bury(taken)  # the rows of those who were evicted
         self.buffer.apply(admission, self.clock)
         return admission
 
     def forget(self, ids: Iterable[int]) -> Ids:
-        """Remove frames from buffer and bank; ids that are not there are ignored. Returns the freed slots."""
-        slots = self.buffer.drop(_ids(ids))
-        self.bank.kill(torch.from_numpy(slots).to(self.device))
+        """Remove frames from buffer, bank and branch; ids that are not there are ignored. Returns the freed slots."""
+        gone = _ids(ids)
+        slots = self.buffer.drop(gone)
+        self._bury(slots)
+        self.branch.forget(torch.from_numpy(gone).to(self.device))
         return slots
 
     def draw(self, n: int) -> Ids:
@@ -188,14 +195,16 @@ class Learner:
 
     def state_dict(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Everything that the next step depends on: arrays by name, and plain numbers as JSON holds them."""
-        arrays = {f"encoder.{n}": _numpy(t) for n, t in self.encoder.state_dict().items()}
-        arrays |= {f"average.{n}": _numpy(t) for n, t in self.average.state_dict().items()}
-        arrays |= {f"bank.{n}": _numpy(t) for n, t in self.bank.state_dict().items()}
+        tensors = {
+            "encoder": self.encoder.state_dict(),
+            "branch": self.branch.state_dict(),
+            "cross_level": self.cross_level.state_dict(),
+            "average": self.average.state_dict(),
+            "bank": self.bank.state_dict(),
+            "momentum": self.descent.state_dict(),
+        }
+        arrays = {f"{part}.{n}": _numpy(t) for part, state in tensors.items() for n, t in state.items()}
         arrays |= {f"buffer.{n}": a for n, a in self.buffer.state_dict().items()}
-        for name, parameter in self.encoder.named_parameters():
-            velocity = self.optimiser.state[parameter].get("momentum_buffer")
-            if velocity is not None:
-                arrays[f"momentum.{name}"] = _numpy(velocity)
         numbers = {name: getattr(self, name) for name in _NUMBERS}
         return arrays, numbers | {"averaged": self.average.updates}
 
@@ -210,37 +219,31 @@ class Learner:
             part, _, name = key.partition(".")
             parts.setdefault(part, {})[name] = array if part == "buffer" else torch.from_numpy(np.array(array))
         self.encoder.load_state_dict(parts["encoder"])
+        self.branch.load_state_dict(parts.get("branch", {}))
+        self.cross_level.load_state_dict(parts.get("cross_level", {}))
         self.average.load_state_dict(parts["average"], numbers["averaged"])
         self.bank.load_state_dict(parts["bank"])
         self.buffer.load_state_dict(parts["buffer"])
-        self.optimiser.state.clear()
-        for name, parameter in self.encoder.named_parameters():
-            if name in parts.get("momentum", {}):
-                velocity = torch.empty_like(parameter).copy_(parts["momentum"][name])
-                self.optimiser.state[parameter]["momentum_buffer"] = velocity
+        self.descent.load_state_dict(parts.get("momentum", {}))
         for name in _NUMBERS:
             setattr(self, name, numbers[name])
 
     def _features(self, *views: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Instance and group features of each view, in float32, from one pass."""
         self.encoder.train()
-        amp = self.settings.optim.amp in ("always", self.device.type.replace("cuda", "gpu"))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
+        with self._autocast():
             out = self.encoder(self._layout(torch.cat(views)))
         return out.instance_Nd.float().chunk(len(views)), out.group_Nd.float().chunk(len(views))
 
-    def _descend(self, loss: Tensor, lr: float) -> bool:
-        """A step of SGD, unless the loss or a gradient is not finite."""
-        self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        grads = [p.grad for p in self.encoder.parameters() if p.grad is not None]
-        finite = torch.stack([norm.isfinite() for norm in torch._foreach_norm(grads)]).all()
-        ok = bool(finite & loss.isfinite())
-        if ok:
-            self.optimiser.param_groups[0]["lr"] = lr
-            self.optimiser.step()
-        self.optimiser.zero_grad()
-        return ok
+    def _autocast(self) -> torch.autocast:
+        amp = self.settings.optim.amp in ("always", self.device.type.replace("cuda", "gpu"))
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=amp)
+
+    def _bury(self, slots: Ids) -> None:
+        """The frames of these slots are gone: so are their rows."""
+        at = torch.from_numpy(slots).to(self.device)
+        self.bank.kill(at)
+        self.cross_level.forget(at)
 
     def _newborn(self, plan: StepPlan, slots: Tensor) -> Tensor:
         """Frames with a slot whose bank row is not theirs yet: fresh ones, and those only remembered so far."""
@@ -248,43 +251,20 @@ class Learner:
         return (slots >= 0) & (fresh | ~self.bank.live_M[slots.clamp(min=0)])
 
     def _rate(self) -> float:
-        """Linear from lr/100 over the warm-up, then constant."""
-        optim = self.settings.optim
-        risen = min(1.0, self.updates / optim.warmup_steps) if optim.warmup_steps else 1.0
-        return optim.lr * self.rate * (0.01 + 0.99 * risen)
+        return self.descent.lr(self.updates) * self.rate
 
     def _entropy(self, purpose: int) -> np.random.SeedSequence:
         return np.random.SeedSequence([self.settings.optim.seed, self.salt, self.clock, purpose])
 
-    def _generator(self) -> torch.Generator:
-        """Of this step's views."""
-        seed = self._entropy(1).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    def _generator(self, purpose: int) -> torch.Generator:
+        """Of this step; 1: its views and drawn noise, 3: its groups."""
+        seed = self._entropy(purpose).generate_state(1, np.uint64)[0] >> np.uint64(1)
         return torch.Generator(self.device).manual_seed(int(seed))
 
     @staticmethod
     def _layout(x: Tensor) -> Tensor:
         """Channels last: 1.6 times faster convolutions on a CPU, and what tensor cores want."""
         return x.contiguous(memory_format=torch.channels_last)
-
-
-class _Undo:
-    """What a step changes before it knows that its loss is finite: batch-norm statistics and newborn bank rows."""
-
-    def __init__(self, encoder: Encoder, bank: MemoryBank) -> None:
-        self._statistics = [(b, b.clone()) for b in encoder.buffers()]
-        self._bank = bank
-
-    def remember(self, slots: Tensor) -> None:
-        """Keep what stands in these bank rows."""
-        self._slots = slots
-        self._rows = {name: t[slots] for name, t in self._bank.state_dict().items()}
-
-    def __call__(self) -> None:
-        """Put it all back."""
-        for buffer, before in self._statistics:
-            buffer.copy_(before)
-        for name, tensor in self._bank.state_dict().items():
-            tensor[self._slots] = self._rows[name]
 
 
 _NUMBERS = ("clock", "updates", "salt", "rate", "cbp")

@@ -3,15 +3,20 @@
 Paper: Wang, Liu, Yu 2021 (https://arxiv.org/abs/2008.03813).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cld_stream.learn.groups import full_precision, local_kmeans
+from cld_stream.learn.groups import Grouping, full_precision
 
-__all__ = ["cross_level_loss", "npid_loss"]
+__all__ = [
+    "bank_level_loss", "byol_loss", "cross_level_loss", "info_nce", "nce_loss", "nce_normaliser", "npid_loss",
+    "nt_xent",
+]  # fmt: skip
 
-# Shape suffixes: N frames of the batch, M rows of the bank, D features, K groups.
+# Shape suffixes: N frames of the batch, M rows of the bank, m drawn rows, D features, K groups or queued keys.
 
 _NEVER = -1e4
 """Logit of a row that does not take part: its share of the softmax is exactly zero, and so is its gradient."""
@@ -74,7 +79,94 @@ def npid_loss(
         return (total_N - positive_N).mean()
 
 
-def cross_level_loss(g1_ND: Tensor, g2_ND: Tensor, k: int, iters: int, temperature: float) -> Tensor:
+def nce_loss(f_ND: Tensor, positive_ND: Tensor, noise_mD: Tensor, temperature: float, log_z: Tensor) -> Tensor:
+    """Each frame must tell its own row from m rows of noise: -log h(v_i) - sum over noise of log(1 - h(v_j)).
+
+    Wu et al. 2018, eq. 7 and 8 (https://arxiv.org/abs/1805.01978): h = P / (P + m P_n), P = exp(v.f/T) / Z, noise
+    P_n = 1 / M uniform over the rows. With Z = z M the number of rows cancels, h = sigmoid(v.f/T - log(m z)), so
+    that rows may come and go. Departure: the public implementations add 1e-7 to denominators, which need none here.
+
+    Args:
+        f_ND: unit instance features of one view.
+        positive_ND: unit row (or other view) of each frame; never receives a gradient.
+        noise_mD: m rows drawn uniformly from the live ones; never receive a gradient.
+        temperature: T_I > 0.
+        log_z: scalar, log of the mean exponential over the rows; see `nce_normaliser`.
+
+    Returns:
+        Mean over the batch, in nats.
+    """
+    positive_N, noise_Nm = _logits(f_ND, positive_ND, noise_mD, temperature)
+    # m = 0: there is no noise, and nothing to tell it from
+    line = math.log(max(1, len(noise_mD))) + log_z
+    return (F.softplus(line - positive_N) + F.softplus(noise_Nm - line).sum(1)).mean()
+
+
+@torch.no_grad()
+def nce_normaliser(f_ND: Tensor, positive_ND: Tensor, noise_mD: Tensor, temperature: float) -> Tensor:
+    """log z, with z the mean of exp(v.f/T) over a batch's positives and noise: the estimate of Z / M for `nce_loss`."""
+    positive_N, noise_Nm = _logits(f_ND, positive_ND, noise_mD, temperature)
+    logits = torch.cat([positive_N[:, None], noise_Nm], 1)
+    return logits.logsumexp((0, 1)) - math.log(logits.numel())
+
+
+def info_nce(
+    q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, others_NK: Tensor | None = None
+) -> Tensor:
+    """Each query must find its own key among the keys of the queue: C(q_i, k_i, queue; T_I).
+
+    He et al. 2020, eq. 1 (https://arxiv.org/abs/1911.05722).
+
+    Args:
+        q_ND, k_ND: unit features of two views of the same frames; k never receives a gradient.
+        queue_KD: unit features of other frames; never receive a gradient.
+        temperature: T_I > 0.
+        others_NK: which keys are negatives of which query; None = all.
+
+    Returns:
+        Mean over the batch, in nats; log(1 + K) means "knows nothing".
+    """
+    positive_N, negative_NK = _logits(q_ND, k_ND, queue_KD, temperature)
+    if others_NK is not None:
+        negative_NK = negative_NK.masked_fill(~others_NK, _NEVER)
+    return (torch.logaddexp(positive_N, negative_NK.logsumexp(1)) - positive_N).mean()
+
+
+def byol_loss(p_ND: Tensor, z_ND: Tensor) -> Tensor:
+    """Each prediction must point where the target does: |norm(p) - norm(z)|^2 = 2 - 2 cos(p, z).
+
+    Grill et al. 2020, eq. 2 (https://arxiv.org/abs/2006.07733).
+
+    Args:
+        p_ND: predictions from one view, of any length.
+        z_ND: the target's features of the other view; never receive a gradient.
+
+    Returns:
+        Mean over the batch, in [0, 4]; 2 means "knows nothing".
+    """
+    p_ND, z_ND = F.normalize(p_ND.float()), F.normalize(z_ND.detach().float())
+    return (2 - 2 * (p_ND * z_ND).sum(1)).mean()
+
+
+def nt_xent(f1_ND: Tensor, f2_ND: Tensor, temperature: float) -> Tensor:
+    """Each of the 2N views must find the other view of its frame among the 2N - 1 others.
+
+    Chen et al. 2020, eq. 1 (https://arxiv.org/abs/2002.05709).
+
+    Args:
+        f1_ND, f2_ND: unit features of the two views of the same frames; both receive gradients.
+        temperature: T_I > 0.
+
+    Returns:
+        Mean over all views, in nats; log(2N - 1) means "knows nothing".
+    """
+    with full_precision(f1_ND.device.type):
+        n, f_VD = len(f1_ND), torch.cat([f1_ND, f2_ND]).float()
+        logits_VV = (f_VD @ f_VD.T / temperature).fill_diagonal_(_NEVER)
+        return F.cross_entropy(logits_VV, torch.arange(2 * n, device=f_VD.device).roll(n))
+
+
+def cross_level_loss(g1_ND: Tensor, g2_ND: Tensor, grouping: Grouping, temperature: float) -> Tensor:
     """Each view must find its frame's group among the groups of the other view.
 
     1/2 [C(f_G(x_i), M'_{Gamma'(i)}, M'_other; T_G) + C(f_G(x'_i), M_{Gamma(i)}, M_other; T_G)].
@@ -83,15 +175,49 @@ def cross_level_loss(g1_ND: Tensor, g2_ND: Tensor, k: int, iters: int, temperatu
 
     Args:
         g1_ND, g2_ND: unit group features of the two views of the same frames, in the same order.
-        k, iters: of the local k-means of each view.
+        grouping: labels_N and centroids_KD of the rows of one view, such as `local_kmeans` with its k and iters.
         temperature: T_G > 0.
 
     Returns:
-        In nats; log(k) means "knows nothing".
+        In nats; log(K) means "knows nothing".
     """
-    labels1_N, centroids1_KD = local_kmeans(g1_ND, k, iters)
-    labels2_N, centroids2_KD = local_kmeans(g2_ND, k, iters)
+    labels1_N, centroids1_KD = grouping(g1_ND)
+    labels2_N, centroids2_KD = grouping(g2_ND)
     with full_precision(g1_ND.device.type):
         first = F.cross_entropy(g1_ND.float() @ centroids2_KD.T / temperature, labels2_N)
         second = F.cross_entropy(g2_ND.float() @ centroids1_KD.T / temperature, labels1_N)
     return (first + second) / 2
+
+
+def bank_level_loss(
+    g1_ND: Tensor, g2_ND: Tensor, labels1_N: Tensor, labels2_N: Tensor, centroids_KD: Tensor, temperature: float
+) -> Tensor:
+    """Each view must find its frame's group among the persistent groups of the whole bank.
+
+    1/2 [C(f_G(x_i), B_{Gamma(i)}, B_other; T_G) + C(f_G(x'_i), B_{Gamma(i)}, B_other; T_G)], with B the centroids and
+    Gamma the labels of `IncrementalKMeans`. Not in the paper: its groups see one mini-batch and are forgotten. The
+    centroids stay out of the gradient, as they are made of other frames and of earlier encoders. Unlike local
+    centroids they have length one, so that the same temperature is sharper here.
+
+    Args:
+        g1_ND, g2_ND: unit group features of the two views of the same frames, in the same order.
+        labels1_N, labels2_N: group that each view must find, 0..K-1: that of the frame's own row; for a frame without
+            a row the one nearest to its *other* view.
+        centroids_KD: unit rows, K >= 1; never receive a gradient.
+        temperature: T_G > 0.
+
+    Returns:
+        Mean over the batch, in nats; log(K) means "knows nothing".
+    """
+    with full_precision(g1_ND.device.type):
+        centroids_DK = centroids_KD.detach().float().T / temperature
+        first = F.cross_entropy(g1_ND.float() @ centroids_DK, labels1_N)
+        second = F.cross_entropy(g2_ND.float() @ centroids_DK, labels2_N)
+    return (first + second) / 2
+
+
+def _logits(q_ND: Tensor, positive_ND: Tensor, other_KD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(N) with one's own positive and (N x K) with all others, in float32; only the queries receive a gradient."""
+    with full_precision(q_ND.device.type):
+        q_ND = q_ND.float() / temperature
+        return (q_ND * positive_ND.detach().float()).sum(1), q_ND @ other_KD.detach().float().T

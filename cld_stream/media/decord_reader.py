@@ -8,6 +8,7 @@ import numpy as np
 
 from cld_stream.errors import MediaError
 from cld_stream.media.job import Job
+from cld_stream.media.orientation import Orientation
 from cld_stream.media.plan import Plan, cell_of
 from cld_stream.media.pyav_reader import Picture, Shape
 
@@ -16,19 +17,19 @@ __all__ = ["read_decord"]
 _BATCH = 4  # frames a call: a long call shows no sign of life
 
 
-def read_decord(job: Job, plan: Plan, first_cell: int, turns: int, beat: Callable[[], None]) -> Iterator[Picture]:
+def read_decord(job: Job, plan: Plan, first_cell: int, way: Orientation, beat: Callable[[], None]) -> Iterator[Picture]:
     """The chosen frames of the cells from `first_cell` on, in order.
 
     Args:
-        turns: quarter turns, counter-clockwise, that make the picture upright; decord makes them itself.
+        way: what makes the picture upright; decord turns it itself, and does not reflect it.
 
     Raises:
         MediaError: decord cannot read the file (one bad packet is enough), or miscounts its frames.
     """
     shape = Shape(plan.aspect, job.fit, job.size)
-    width, height = (plan.height, plan.width) if turns % 2 else (plan.width, plan.height)
-    w, h, cut, target = shape.scaled(width, height, turns)
-    aspect = 1 / plan.aspect if turns % 2 else plan.aspect
+    width, height = (plan.height, plan.width) if way.sideways else (plan.width, plan.height)
+    aspect = 1 / plan.aspect if way.sideways else plan.aspect
+    w, h, cut, target = shape.scaled(width, height, aspect)
     reader = _open(job, w, h)
     chosen = [c for c in _choose(reader, plan, job.fps) if c[0] >= first_cell]
     for at in range(0, len(chosen), _BATCH):
@@ -39,7 +40,7 @@ def read_decord(job: Job, plan: Plan, first_cell: int, turns: int, beat: Callabl
             raise MediaError("decord cannot decode it; --reader pyav salvages the readable part") from error
         beat()
         for (cell, time_s, _), rgb in zip(batch, pixels, strict=True):
-            inner = rgb[cut.y : cut.y + cut.height, cut.x : cut.x + cut.width]
+            inner = way.reflected(rgb)[cut.y : cut.y + cut.height, cut.x : cut.x + cut.width]
             yield Picture(cell, time_s, inner, target, aspect)
 
 

@@ -18,7 +18,7 @@ from cld_stream.media.job import Member
 from cld_stream.media.numbered import numbered_sequence
 from cld_stream.media.tables import read_list, read_table, split_filter
 
-__all__ = ["Discovery", "Item", "discover", "discover_folder", "natural_key"]
+__all__ = ["Discovery", "Item", "discover", "discover_folder", "is_store", "natural_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,8 @@ class _Walk:
         if listed_in is None and text.startswith("@") and not Path(text).exists():
             self._add_list(text[1:])
             return
+        if not text:
+            raise UsageError("an empty path was given; perhaps a variable is not set. Name a folder or a file.")
         path = _absolute(text)
         try:
             mode = path.stat().st_mode
@@ -147,6 +149,9 @@ class _Walk:
             if (status.st_dev, status.st_ino) in self._folders:
                 return None
             self._folders.add((status.st_dev, status.st_ino))
+            if is_store(folder):
+                self.result.skipped.append((folder, "a frame store of cld-stream; what is in it is no footage"))
+                return None
             names = sorted((n for n in os.listdir(folder) if not n.startswith(".")), key=natural_key)  # noqa: PTH208 - Path.iterdir is slower
         except OSError as error:
             self.result.skipped.append((folder, f"cannot be read: {error.strerror}"))
@@ -182,7 +187,7 @@ class _Walk:
         if stat.S_ISREG(mode):
             self._add_item(Item("file", path))
         else:
-            self.result.skipped.append((path, "not a regular file"))
+            self.result.skipped.append((path, "a pipe, socket or device: not a file that can be read again"))
 
     def _add_item(self, item: Item) -> None:
         if item.path not in self._seen:
@@ -207,6 +212,12 @@ def _natural_parts(text: str) -> Iterator[tuple[int, int, str]]:
 
 def _absolute(path: str | Path) -> Path:
     return Path(os.path.normpath(os.path.abspath(path)))  # noqa: PTH100 - links are kept as named
+
+
+def is_store(folder: Path) -> bool:
+    """A store among the footage: `ingest .` where it was made."""
+    header = folder / "store.json"
+    return header.is_file() and b'"cld-stream.store"' in header.read_bytes()[:4096]
 
 
 def _link_reason(path: Path, error: OSError) -> str:

@@ -27,7 +27,8 @@ class CameraLink:
     def __init__(self, job: Job, settings: IngestSettings) -> None:
         self.job = job
         self.live = False
-        self._settings = settings
+        patience_s = 2 * settings.camera_timeout_s + 5  # time to call, and to be answered
+        self._settings = replace(settings, heartbeat_s=patience_s)
         self._worker: Worker | None = None
         self._failures, self._call_at = 0, time.monotonic()
 
@@ -42,15 +43,15 @@ class CameraLink:
         try:
             while len(events) < _AT_ONCE and self._worker is worker and worker.pipe.poll(0):
                 event, worker.spent = worker.pipe.recv()
-                worker.heard, worker.awake = time.monotonic(), True
+                worker.watchdog.heard()
                 if event is not None:
                     events.append(self._take(event))
         except (EOFError, OSError):
             events.append(self._take(Done("BROKEN", worker.obituary())))
             self.close()
-        limit = 2 * self._settings.camera_timeout_s + 5  # time to call, and to be answered
-        if self._worker is worker and worker.job is not None and time.monotonic() > worker.deadline(limit):
-            events.append(self._take(Done("BROKEN", "its decoder hung")))
+        busy = self._worker is worker and worker.job is not None
+        if busy and time.monotonic() > worker.watchdog.next_look and (why := worker.watchdog.verdict()):
+            events.append(self._take(Done("BROKEN", why)))
             self.close()
         return events
 
@@ -70,7 +71,7 @@ class CameraLink:
         if old is not None and (old.spent or old.process.poll() is not None):
             self.close()
         if self._worker is None:
-            self._worker = Worker(self._settings.worker_memory_mb)
+            self._worker = Worker(self._settings)
         self._worker.take(self.job)
 
     def _take(self, event: Event) -> Event:

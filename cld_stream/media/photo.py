@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from cld_stream.media.boxes import missing_bytes
 from cld_stream.media.frames import MediaFrame, encode_frame
 from cld_stream.media.job import Chunk, Done, Event, Job, Started
 from cld_stream.media.pictures import open_picture, shown_aspect, taken_utc, upright_rgb
+from cld_stream.media.reasons import MISSING_REST, picture_reason, too_large
 
 __all__ = ["Still", "read_photo", "read_still"]
 
@@ -51,9 +52,9 @@ def read_photo(job: Job) -> Iterator[Event]:
             yield Chunk([still.frame], json.dumps({"next": 1}))
             yield Done("PARTIAL" if still.damage else "ADDED", still.damage or still.note, READER)
     except Image.DecompressionBombError:
-        yield Done("SKIPPED", f"more than ingest.max_pixels = {job.max_pixels} pixels", READER)
+        yield Done("SKIPPED", too_large("its", job.max_pixels), READER)
     except Exception as error:  # noqa: BLE001 - hostile bytes make Pillow raise anything
-        yield Done("BROKEN", explain(job.path, error), READER)
+        yield Done("BROKEN", picture_reason(job.path, error), READER)
 
 
 def read_still(job: Job, path: Path | None = None) -> Still:
@@ -67,26 +68,12 @@ def read_still(job: Job, path: Path | None = None) -> Still:
         still = _decode_still(job, path, tolerant=False)
         return Still(still.frame, _cut_short(path), still.note)
     except (OSError, SyntaxError, EOFError, ValueError) as error:
-        damage = explain(path, error)
+        damage = picture_reason(path, error)
         try:
             still = _decode_still(job, path, tolerant=True)
         except Exception:  # noqa: BLE001 - the first failure says more
             raise error from None
         return Still(still.frame, damage, still.note)
-
-
-def explain(path: Path, error: Exception) -> str:
-    """One line on why a picture cannot be read."""
-    if isinstance(error, FileNotFoundError):
-        return "vanished before it was read"
-    if isinstance(error, UnidentifiedImageError):
-        return "empty file" if path.stat().st_size == 0 else "no readable picture in it"
-    if isinstance(error, MemoryError):
-        return "needs more memory than a worker may take; raise ingest.worker_memory_mb"
-    text = " ".join(str(error).split())
-    if isinstance(error, OSError) and text:
-        return text[:200]
-    return f"{type(error).__name__}: {text}"[:200] if text else type(error).__name__
 
 
 def _decode_still(job: Job, path: Path, *, tolerant: bool) -> Still:
@@ -107,8 +94,7 @@ def _cut_short(path: Path) -> str:
     with path.open("rb") as file:
         if file.read(8)[4:] != b"ftyp":
             return ""
-        missing = missing_bytes(file)
-    return f"cut short: {missing} bytes are missing" if missing else ""
+        return MISSING_REST if missing_bytes(file) else ""
 
 
 def _read_animation(job: Job) -> Iterator[Event]:
@@ -125,7 +111,7 @@ def _read_animation(job: Job) -> Iterator[Event]:
             except StopIteration:
                 break
             except Exception as error:  # noqa: BLE001 - keep what came before
-                damage = explain(job.path, error)
+                damage = picture_reason(job.path, error)
                 break
             emitted += 1
             if emitted > start:
@@ -138,7 +124,7 @@ def _read_animation(job: Job) -> Iterator[Event]:
     if kept:
         yield Chunk(kept, json.dumps({"next": emitted}))
     if emitted == 0:
-        yield Done("BROKEN", damage or "no frame in it", READER)
+        yield Done("BROKEN", damage or "the picture is damaged: there is no frame in it", READER)
     else:
         yield Done("PARTIAL" if damage else "ADDED", damage, READER)
 

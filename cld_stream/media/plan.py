@@ -16,13 +16,16 @@ import av
 import av.logging
 
 from cld_stream.errors import MediaError
+from cld_stream.media.reasons import DAMAGED_PART, video_reason
 from cld_stream.media.references import reference_test
 
-__all__ = ["NoVideoError", "Plan", "cell_of", "in_words", "make_plan", "open_container", "ticks_of"]
+__all__ = ["NoVideoError", "Plan", "cell_of", "make_plan", "open_container", "path_of", "ticks_of"]
 
 av.logging.set_level(av.logging.PANIC)  # reasons are reported, FFmpeg's chatter is not
 
 Mode = Literal["keys", "references", "all"]
+# PyAV before 19 stumbles over tags that are not UTF-8 unless told otherwise; since then it has no such option.
+_TAGS: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 _SEEKABLE = {"mov", "matroska", "webm", "mp4"}
 
 
@@ -103,24 +106,14 @@ def open_container(path: Path) -> Any:
         MediaError: it cannot be opened; the message is a reason in plain words.
     """
     try:
-        return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, **_TAGS)
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(in_words(error, path)) from error
+        raise MediaError(video_reason(path, error)) from error
 
 
-def in_words(error: BaseException, path: Path) -> str:
-    """Why a file could not be read, for a person."""
-    if isinstance(error, FileNotFoundError) or not path.exists():
-        return "the file is gone"
-    if isinstance(error, PermissionError):
-        return "no permission to read the file"
-    if path.stat().st_size == 0:
-        return "the file is empty"
-    if isinstance(error, av.InvalidDataError | EOFError):
-        return "the file is cut off or damaged: its header cannot be read"
-    if isinstance(error, MemoryError):
-        return "reading it takes more memory than ingest.worker_memory_mb allows"
-    return f"FFmpeg cannot read it: {error.__class__.__name__}"
+def path_of(container: Any) -> Path:
+    """The file of a container that `open_container` opened."""
+    return Path(container.name.removeprefix("file:"))
 
 
 def make_plan(container: Any, fps: float, beat: Callable[[], None]) -> Plan:
@@ -170,11 +163,11 @@ def video_stream(container: Any) -> Any:
         NoVideoError, MediaError: there is none; there is no stream at all.
     """
     if not container.streams:
-        raise MediaError("the file is damaged: no stream could be found in it")
+        raise MediaError("the file is damaged: neither video nor sound can be found in it")
     for stream in container.streams.video:
         if stream.codec_context is not None and not stream.disposition & _COVER:
             return stream
-    raise NoVideoError("no video stream")
+    raise NoVideoError("it holds no video, only sound or data")
 
 
 _COVER = av.stream.Disposition.attached_pic
@@ -204,7 +197,7 @@ def _walk(container: Any, stream: Any, beat: Callable[[], None]) -> _Walk:
                     key = packet.is_keyframe
                     walk.shown.append((ticks, key, key or referenced(packet)))
     except (av.FFmpegError, OSError) as error:
-        walk.damage = f"a part of the file cannot be read ({error.__class__.__name__})"
+        walk.damage = video_reason(path_of(container), error, DAMAGED_PART)
     tick_s = {s.index: float(s.time_base) for s in container.streams if s.time_base}
     walk.end_s = max((end * tick_s.get(at, 0.0) for at, end in ends.items()), default=0.0)
     return walk

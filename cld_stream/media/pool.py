@@ -16,6 +16,7 @@ from types import TracebackType
 
 from cld_stream.config import IngestSettings
 from cld_stream.media.job import Chunk, Done, Event, Job
+from cld_stream.media.watchdog import Watchdog
 
 __all__ = ["DecodePool", "Worker"]
 
@@ -28,12 +29,13 @@ class Worker:
     """One process, in its own process group, and the socket to it.
 
     Args:
-        memory_mb: address space it may take beyond its start.
+        settings: how much memory it may take, and how long it may be silent.
     """
 
-    def __init__(self, memory_mb: int) -> None:
+    def __init__(self, settings: IngestSettings) -> None:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "cld_stream.media.worker", str(theirs.fileno()), str(memory_mb)]
+        memory_mb = str(settings.worker_memory_mb)
+        command = [sys.executable, "-m", "cld_stream.media.worker", str(theirs.fileno()), memory_mb]
         self.process = subprocess.Popen(  # noqa: S603
             command,
             pass_fds=[theirs.fileno()],
@@ -48,8 +50,7 @@ class Worker:
         self.job: Job | None = None
         self.files = 0
         self.spent = False
-        self.heard = time.monotonic()
-        self.awake = False  # it has said its first word
+        self.watchdog = Watchdog(self.pid, settings.heartbeat_s, settings.compute_s, _START_S)
 
     @property
     def pid(self) -> int:
@@ -58,13 +59,10 @@ class Worker:
 
     def take(self, job: Job) -> None:
         """Start a job. A worker that is already gone is noticed at the next receive."""
-        self.job, self.files, self.heard = job, self.files + 1, time.monotonic()
+        self.job, self.files = job, self.files + 1
+        self.watchdog.rest()
         with contextlib.suppress(OSError):
             self.pipe.send(job)
-
-    def deadline(self, heartbeat_s: float) -> float:
-        """When its silence has lasted too long, on the monotonic clock."""
-        return self.heard + (heartbeat_s if self.awake else max(heartbeat_s, _START_S))
 
     def kill(self) -> int:
         """End it and whatever it started, at once; its exit status."""
@@ -75,13 +73,14 @@ class Worker:
 
     def obituary(self) -> str:
         """Why it closed its socket."""
+        source = "what it sends" if self.job and self.job.kind == "camera" else "the file"
         try:
             status = self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             return "the decoder stopped answering"
         if status < 0:
-            return f"the decoder crashed ({signal.Signals(-status).name})"
-        return f"the decoder gave up (exit status {status})"
+            return f"the decoder crashed on it ({signal.Signals(-status).name}); {source} is probably damaged"
+        return f"the decoder gave up on it (exit status {status}); {source} is probably damaged"
 
 
 def _environment() -> dict[str, str]:
@@ -124,9 +123,9 @@ def _weight(event: Event) -> int:
 class DecodePool:
     """Persistent workers, started as jobs come; a context manager.
 
-    A worker that shows no progress for `settings.heartbeat_s`, or that dies, costs the file it was reading: `Done`
-    BROKEN with the reason, and a new worker. One is also replaced after `settings.worker_files` files. They stay for
-    the next `run`, whatever thread that is in.
+    A worker that hangs (see `Watchdog`), or that dies, costs the file it was reading: `Done` BROKEN with the reason,
+    and a new worker. One is also replaced after `settings.worker_files` files. They stay for the next `run`, whatever
+    thread that is in.
 
     Args:
         workers: processes; 0 = one a core that this process may use.
@@ -205,7 +204,7 @@ class DecodePool:
         return self._workers[-1]
 
     def _new(self) -> Worker:
-        return self._midwife.submit(Worker, self._settings.worker_memory_mb).result()
+        return self._midwife.submit(Worker, self._settings).result()
 
     def _fresh(self, worker: Worker) -> Worker:
         """The worker itself, or a new one in its place when it has read or grown enough."""
@@ -224,17 +223,16 @@ class DecodePool:
         full = sum(p.bytes for p in queue) > _WINDOW_BYTES
         head = queue[0].job.key
         busy = [w for w in self._workers if w.job and not (full and w.job.key != head)]
-        limit = self._settings.heartbeat_s
-        next_deadline = min(w.deadline(limit) for w in busy)
-        ready = wait([w.pipe for w in busy], max(0.0, next_deadline - time.monotonic()))
+        next_look = min(w.watchdog.next_look for w in busy)
+        ready = wait([w.pipe for w in busy], max(0.0, next_look - time.monotonic()))
         by_key = {p.job.key: p for p in queue}
         for worker in busy:
             job = worker.job
             assert job is not None
             if worker.pipe in ready:
                 self._receive(worker, by_key[job.key])
-            elif time.monotonic() > worker.deadline(limit):
-                by_key[job.key].add(Done("BROKEN", f"the decoder hung: no progress for {limit:g} s"))
+            elif time.monotonic() > worker.watchdog.next_look and (why := worker.watchdog.verdict()):
+                by_key[job.key].add(Done("BROKEN", why))
                 self._replace(worker)
 
     def _receive(self, worker: Worker, pending: _Pending) -> None:
@@ -244,7 +242,7 @@ class DecodePool:
             pending.add(Done("BROKEN", worker.obituary()))
             self._replace(worker)
             return
-        worker.heard, worker.awake = time.monotonic(), True
+        worker.watchdog.heard()
         if event is not None:
             pending.add(event)
             if isinstance(event, Done):

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from cld_stream.media.frames import Fit, Window, windows
 from cld_stream.media.job import Job
-from cld_stream.media.plan import Plan, cell_of, open_container, ticks_of, video_stream
+from cld_stream.media.orientation import orientation_of
+from cld_stream.media.plan import Plan, cell_of, open_container, path_of, ticks_of, video_stream
+from cld_stream.media.reasons import DAMAGED_PART, video_reason
 
 __all__ = ["Damage", "Picture", "Shape", "read_pyav"]
 
@@ -65,9 +67,8 @@ class Shape:
         self.aspect, self.fit, self.size = aspect, fit, size
         self._scaler = VideoReformatter()
 
-    def scaled(self, width: int, height: int, turns: int) -> tuple[int, int, Window, Window]:
+    def scaled(self, width: int, height: int, aspect: float) -> tuple[int, int, Window, Window]:
         """Size to scale an upright `width` x `height` picture to, what to cut from it, and where that goes."""
-        aspect = 1 / self.aspect if turns % 2 else self.aspect
         source, target = windows(width, height, aspect, self.fit, self.size)
         w = max(target.width, round(width * target.width / source.width))
         h = max(target.height, round(height * target.height / source.height))
@@ -76,13 +77,13 @@ class Shape:
 
     def picture(self, frame: Any) -> tuple[NDArray[np.uint8], Window, float]:
         """(upright pixels, their place in the S x S frame, aspect as shown)."""
-        turns = round(frame.rotation / 90) % 4
-        width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
-        w, h, cut, target = self.scaled(width, height, turns)
-        rgb = self._rgb(frame, *((h, w) if turns % 2 else (w, h)))
-        upright = np.rot90(rgb, turns)
+        way = orientation_of(frame)
+        width, height = (frame.height, frame.width) if way.sideways else (frame.width, frame.height)
+        aspect = 1 / self.aspect if way.sideways else self.aspect
+        w, h, cut, target = self.scaled(width, height, aspect)
+        upright = way.upright(self._rgb(frame, *((h, w) if way.sideways else (w, h))))
         inner = upright[cut.y : cut.y + cut.height, cut.x : cut.x + cut.width]
-        return inner, target, 1 / self.aspect if turns % 2 else self.aspect
+        return inner, target, aspect
 
     def _rgb(self, frame: Any, width: int, height: int) -> NDArray[np.uint8]:
         method = Interpolation.AREA if frame.width > width else Interpolation.BILINEAR
@@ -141,11 +142,11 @@ def _decoded(
             try:
                 frames = packet.decode()
             except av.FFmpegError as error:
-                damage.add(f"a part of the file cannot be decoded ({error.__class__.__name__})", packet.pts)
+                damage.add(video_reason(job.path, error, DAMAGED_PART), packet.pts)
                 continue
             for frame in frames:
                 if frame.is_corrupt:
-                    damage.add("a part of the file is damaged", frame.pts)
+                    damage.add(DAMAGED_PART, frame.pts)
                 else:
                     damage.good(frame.pts)
                     yield frame
@@ -173,7 +174,7 @@ def _packets(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
     try:
         yield from container.demux(stream)
     except (av.FFmpegError, OSError) as error:
-        damage.add(f"the rest of the file cannot be read ({error.__class__.__name__})")
+        damage.add(video_reason(path_of(container), error, "the rest of the file is damaged and was left out"))
 
 
 def _packets_from(container: Any, target: int | None, plan: Plan, damage: Damage) -> Iterator[Any] | None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cld_stream.media.discover import is_store
 from cld_stream.media.ignore import IgnoreRules
 
 __all__ = ["Known", "Scan", "Seen", "rules_above", "sign_of"]
@@ -43,7 +44,7 @@ class Scan:
     """Iterate over it to look; afterwards the attributes say how it went.
 
     Attributes:
-        top: what to look at, with everything below it but the folder `skipped`.
+        top: what to look at, with everything below it but the folder `skipped`, and stores.
         known: what need not be told.
         files: met.
         devices: device number of every folder that could be read.
@@ -80,6 +81,8 @@ class Scan:
                 continue
             met.add((status.st_dev, status.st_ino))
             try:
+                if is_store(Path(folder)):
+                    continue
                 seen = self._look(folder, rules, pending, links)
             except OSError as error:
                 self.unread[folder] = error.strerror or str(error)

@@ -9,7 +9,8 @@ from PIL import Image
 
 from cld_stream.media.frames import MediaFrame
 from cld_stream.media.job import Chunk, Done, Event, Job, Outcome, Started
-from cld_stream.media.photo import explain, read_still
+from cld_stream.media.photo import read_still
+from cld_stream.media.reasons import picture_reason, too_large
 
 __all__ = ["READER", "read_sequence"]
 
@@ -54,8 +55,8 @@ def _read_member(job: Job, index: int) -> MediaFrame:
 
 def _reason(job: Job, index: int, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than ingest.max_pixels = {job.max_pixels} pixels"
-    return explain(job.members[index].path, error)
+        return too_large("its", job.max_pixels)
+    return picture_reason(job.members[index].path, error)
 
 
 def _done(bad: int, why: str, members: int) -> Done:

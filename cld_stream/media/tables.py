@@ -1,6 +1,7 @@
 """Lists of files and tables of sequences, as a user gives them with `@`."""
 
 import csv
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +11,10 @@ from urllib.parse import parse_qsl
 from cld_stream.errors import UsageError
 from cld_stream.media.job import Member
 
-__all__ = ["TableSequence", "read_list", "read_table", "split_filter"]
+__all__ = ["CLOCKS", "TableSequence", "clock_of", "read_list", "read_rows", "read_table", "split_filter"]
+
+CLOCKS = ("time", "frame", "order")
+"""Columns that order the pictures of a sequence; the first one that is there counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +54,60 @@ def read_table(path: Path, where: dict[str, str], sequence_fps: float) -> list[T
     Raises:
         UsageError: a column is missing, a number does not parse, or no row is left.
     """
-    reader = csv.DictReader(_read_text(path).split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE)
-    columns = set(reader.fieldnames or ())
-    clock = next((c for c in ("time", "frame", "order") if c in columns), "")
+    columns, lines = _open_table(path)
+    clock = next((c for c in CLOCKS if c in columns), "")
     missing = ({"path", "sequence"} | set(where)) - columns
     if missing or not clock:
         needed = ", ".join(sorted(missing)) or "time, frame or order"
         raise UsageError(
             f"{path}: the table has no column {needed}; its first line must name path, sequence and one of time, frame,"
-            f" order, separated by tabs. Found: {', '.join(sorted(columns)) or 'nothing'}."
+            f" order, separated by tabs. Found: {_named(columns)}."
         )
     rows: dict[str, list[dict[str, str]]] = {}
-    for row in reader:
-        if row["path"] and all(row[c] == v for c, v in where.items()):
-            rows.setdefault(row["sequence"], []).append(row | {"": str(reader.line_num)})
+    for row in _chosen(path, lines, where):
+        rows.setdefault(row["sequence"], []).append(row)
+    parse = clock_of(path, clock)
+    return [_sequence(path, n, r, clock, parse, sequence_fps) for n, r in rows.items()]
+
+
+def read_rows(path: Path, where: dict[str, str], needed: set[str]) -> tuple[set[str], list[dict[str, str]]]:
+    """Names of the columns, and the rows as they stand; the column "" of a row is its line number.
+
+    Args:
+        path: tab-separated with a header.
+        where: rows count only if these columns hold these values.
+        needed: columns that must be there; `path` must have a value.
+
+    Raises:
+        UsageError: a column is missing, or no row is left.
+    """
+    columns, lines = _open_table(path)
+    missing = (needed | set(where)) - columns
+    if missing:
+        raise UsageError(
+            f"{path}: the table has no column {', '.join(sorted(missing))}; its first line must name "
+            f"{', '.join(sorted(needed))}, separated by tabs. Found: {_named(columns)}."
+        )
+    return columns, _chosen(path, lines, where)
+
+
+def _open_table(path: Path) -> tuple[set[str], "csv.DictReader[str]"]:
+    reader = csv.DictReader(_read_text(path).split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE)
+    return set(reader.fieldnames or ()), reader
+
+
+def _chosen(path: Path, lines: "csv.DictReader[str]", where: dict[str, str]) -> list[dict[str, str]]:
+    rows = [
+        row | {"": str(lines.line_num)} for row in lines if row["path"] and all(row[c] == v for c, v in where.items())
+    ]
     if not rows:
         wanted = f"no row has {where}; check the filter after `?`" if where else "no rows in it"
         raise UsageError(f"{path}: {wanted}.")
-    parse = _parser(path, clock)
-    return [_sequence(path, n, r, clock, parse, sequence_fps) for n, r in rows.items()]
+    return rows
+
+
+def _named(columns: set[str]) -> str:
+    return ", ".join(sorted(columns)) or "nothing"
 
 
 def _sequence(
@@ -88,7 +127,9 @@ def _sequence(
     return TableSequence(name, tuple(members), rows[0].get("label"), rows[0].get("split"))
 
 
-def _parser(path: Path, clock: str) -> Callable[[dict[str, str]], tuple[float, bool]]:
+def clock_of(path: Path, clock: str) -> Callable[[dict[str, str]], tuple[float, bool]]:
+    """Reads the column `clock` of a row of the table: (a number, whether it is a date [s since 1970])."""
+
     def parse(row: dict[str, str]) -> tuple[float, bool]:
         text = row[clock] or ""
         try:
@@ -108,6 +149,8 @@ def _parser(path: Path, clock: str) -> Callable[[dict[str, str]], tuple[float, b
 
 def _read_text(path: Path) -> str:
     try:
+        if stat.S_ISCHR(path.stat().st_mode):
+            raise UsageError(f"@{path}: this is a device, not a list. Check the path.")
         return path.read_bytes().decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n")
     except OSError as error:
         raise UsageError(f"@{path}: cannot read the list: {error.strerror}. Check the path.") from None  # fmt: skip

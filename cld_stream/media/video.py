@@ -12,13 +12,16 @@ from cld_stream.errors import MediaError
 from cld_stream.media.decord_reader import read_decord
 from cld_stream.media.frames import MediaFrame, square_jpeg
 from cld_stream.media.job import Chunk, Done, Event, Job, Outcome, Started
-from cld_stream.media.plan import NoVideoError, Plan, in_words, make_plan, open_container, video_stream
+from cld_stream.media.orientation import Orientation, orientation_of
+from cld_stream.media.plan import NoVideoError, Plan, make_plan, open_container, video_stream
 from cld_stream.media.pyav_reader import Damage, Picture, read_pyav
+from cld_stream.media.reasons import DAMAGED_PART, too_large, video_reason
 from cld_stream.media.shots import ShotTracker
 
 __all__ = ["read_video"]
 
 CHUNK_FRAMES = 16
+_NO_FRAME = "the file is damaged: none of its frames can be decoded"
 CHUNK_S = 0.3  # a chunk is handed over after this long, however few frames it holds
 
 
@@ -75,25 +78,22 @@ def _read(container: Any, job: Job, beat: Callable[[], None], chunk_frames: int)
     reader = _reader(job)
     yield Started(reader, _note(plan))
     if reader == "decord":
-        pictures = read_decord(job, plan, position.cell, _turns(job), beat)
+        pictures = read_decord(job, plan, position.cell, _orientation(job), beat)
     else:
         pictures = read_pyav(container, job, plan, position.cell, position.damage, beat)
     try:
         yield from _chunks(job, plan, pictures, position, chunk_frames)
     except (MediaError, av.FFmpegError, OSError, MemoryError) as error:
-        reason = str(error) if isinstance(error, MediaError) else in_words(error, job.path)
-        position.damage.add(reason)
+        known = isinstance(error, MediaError)
+        position.damage.add(str(error) if known else video_reason(job.path, error, DAMAGED_PART))
     yield _done(plan, position, reader)
 
 
 def _refusal(plan: Plan, job: Job) -> Done | None:
     if plan.packets == 0:
-        return Done("BROKEN", plan.damage or "the file holds no video frame")
+        return Done("BROKEN", plan.damage or "the file is cut off or damaged: it holds no frame")
     if plan.width * plan.height > job.max_pixels:
-        return Done(
-            "SKIPPED",
-            f"{plan.width} x {plan.height} pixels exceed ingest.max_pixels = {job.max_pixels}",
-        )
+        return Done("SKIPPED", too_large(f"{plan.width:,} x {plan.height:,}", job.max_pixels))
     return None
 
 
@@ -107,15 +107,15 @@ def _note(plan: Plan) -> str:
     return f"{plan.codec} {plan.width}x{plan.height}, {what}"
 
 
-def _turns(job: Job) -> int:
-    """Quarter turns that make the picture upright; the first frame tells."""
+def _orientation(job: Job) -> Orientation:
+    """What makes the picture upright; the first frame tells."""
     with open_container(job.path) as container:
         stream = video_stream(container)
         try:
             frame: Any = next(container.decode(stream))
         except (StopIteration, av.FFmpegError) as error:
-            raise MediaError("no frame could be decoded") from error
-        return int(round(frame.rotation / 90) % 4)
+            raise MediaError(_NO_FRAME) from error
+        return orientation_of(frame)
 
 
 def _chunks(job: Job, plan: Plan, pictures: Iterator[Picture], position: _Position, most: int) -> Iterator[Chunk]:
@@ -145,6 +145,6 @@ def _frame(job: Job, picture: Picture, begun_utc: float | None, shots: ShotTrack
 def _done(plan: Plan, position: _Position, reader: str) -> Done:
     reason = plan.damage or position.damage.reason or position.damage.tail
     if position.frames == 0:
-        return Done("BROKEN", reason or "no frame could be decoded", reader)
+        return Done("BROKEN", reason or _NO_FRAME, reader)
     outcome: Outcome = "PARTIAL" if reason else "ADDED"
     return Done(outcome, reason, reader)

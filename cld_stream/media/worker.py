@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from cld_stream.media.job import Done, Event, Job
+from cld_stream.media.reasons import TOO_MUCH_MEMORY
 
 __all__ = ["main"]
 
@@ -56,13 +57,13 @@ def _serve(job: Job, pipe: Connection, memory: "_Memory") -> None:
             pipe.send((event, isinstance(event, Done) and memory.spent()))
             told = time.monotonic()
     except MemoryError:
-        done("reading it takes more memory than ingest.worker_memory_mb allows", spent=True)
+        done(TOO_MUCH_MEMORY, spent=True)
     except ConnectionError:
         raise
     except OSError as error:
         done(f"cannot read the file: {error.strerror or error}")
     except Exception as error:  # noqa: BLE001  (a file never stops the run; the reason names the bug)
-        done(f"{type(error).__name__}: {error}")
+        done(f"cld-stream failed on it ({type(error).__name__}: {error}); please report this")
 
 
 def _read(job: Job, beat: Callable[[], None]) -> Iterator[Event]:

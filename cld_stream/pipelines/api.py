@@ -112,7 +112,7 @@ class FramesView:
         wanted = np.atleast_1d(np.asarray(ids, np.int64))
         pixels, present = self._reader.read(wanted)
         if not present.all():
-            raise StoreNotFoundError(f"{self._store.path}: no frame {wanted[~present][0]}; `frames.ids` lists them.")
+            raise self._absent(int(wanted[~present][0]))
         return pixels if np.ndim(ids) else pixels[0]
 
     def rows(self, ids: Ids | None = None) -> Frames:
@@ -129,8 +129,15 @@ class FramesView:
 
         rows, jpeg = self.rows([id]), self._reader.jpegs([id])[0]
         if not len(rows) or not jpeg:
-            raise StoreNotFoundError(f"{self._store.path}: no frame {id}; `frames.ids` lists them.")
+            raise self._absent(id)
         return as_shown(jpeg, float(rows.aspect[0]), self._store.header.fit)
+
+    def _absent(self, id: int) -> StoreNotFoundError:  # noqa: A002
+        if len(self._store.catalog.dropped([id])):
+            return StoreNotFoundError(
+                f"{self._store.path}: the picture of frame {id} is gone: it was dropped for room."
+            )
+        return StoreNotFoundError(f"{self._store.path}: no frame {id}; `frames.ids` lists them.")
 
     def close(self) -> None:
         """Stop the reading threads."""

@@ -4,7 +4,8 @@ import os
 import resource
 import time
 from collections.abc import Iterable
-from pathlib import Path
+
+from cld_stream.media.watchdog import cpu_seconds
 
 __all__ = ["CpuMeter"]
 
@@ -24,18 +25,10 @@ class CpuMeter:
             living: process ids of children that still run; ended ones are counted by the system.
         """
         wall = max(time.monotonic() - self._wall, 1e-6)
-        cpu = _own_seconds() - self._cpu + sum(map(_seconds_of, living))
+        cpu = _own_seconds() - self._cpu + sum(map(cpu_seconds, living))
         return min(1.0, cpu / (wall * self._cores))
 
 
 def _own_seconds() -> float:
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in used)
-
-
-def _seconds_of(pid: int) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError):
-        return 0.0

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cld_stream.config import EncoderSettings
-from cld_stream.learn.augment import central_view
-from cld_stream.learn.encoder import build_encoder
+from cld_stream.config import AugmentSettings, EncoderSettings
+from cld_stream.learn.augment import RandomViews, central_view
+from cld_stream.learn.encoder import Output, build_encoder
 from cld_stream.storage.snapshots import SPACES, Snapshot
 
 __all__ = ["Embedder", "Features"]
@@ -29,6 +29,8 @@ class Embedder:
         batch: frames embedded at a time.
 
     Attributes:
+        encoder: in eval mode, without gradients, on the device.
+        crop: side of a view [pixels].
         spaces: width of the features by space.
     """
 
@@ -41,9 +43,9 @@ class Embedder:
         batch: int = _AT_ONCE,
     ) -> None:
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
-        self._encoder = build_encoder(settings, tensors).to(device).eval().requires_grad_(False)
-        self._crop, self._fit, self._device, self._batch = settings.crop, fit, torch.device(device), batch
-        widths = (settings.feature_dim, settings.feature_dim, self._encoder.backbone_dim)
+        self.encoder = build_encoder(settings, tensors).to(device).eval().requires_grad_(False)
+        self.crop, self._fit, self._device, self._batch = settings.crop, fit, torch.device(device), batch
+        widths = (settings.feature_dim, settings.feature_dim, self.encoder.backbone_dim)
         self.spaces = dict(zip(SPACES, widths, strict=True))
 
     @classmethod
@@ -64,19 +66,45 @@ class Embedder:
             By space, N x d float16: `instance` and `group` are unit rows, `backbone` is as it comes,
             clipped to what float16 holds.
         """
-        out: dict[str, list[NDArray[np.float16]]] = {space: [] for space in self.spaces}
-        if self._fit != "stretch":
-            aspect = np.ones_like(aspect)  # the content of the frame is in true shape
+        aspect = self.true_shapes(aspect)
+        parts = []
         for start in range(0, len(pixels), self._batch):
             part = slice(start, start + self._batch)
-            frames = torch.from_numpy(pixels[part]).to(self._device)
-            shapes = torch.from_numpy(np.asarray(aspect[part], np.float32)).to(self._device)
-            result = self._encoder(central_view(frames, shapes, self._crop))
-            features = (result.instance_Nd, result.group_Nd, result.backbone_ND)
-            limit = float(np.finfo(np.float16).max)
-            for space, values in zip(SPACES, features, strict=True):
-                out[space].append(values.float().clamp(-limit, limit).cpu().numpy().astype(np.float16))
+            parts.append(_features(self.encoder(central_view(*self._moved(pixels[part], aspect[part]), self.crop))))
+        return self._joined(parts)
+
+    @torch.inference_mode()
+    def embed_two_views(
+        self, pixels: NDArray[np.uint8], aspect: NDArray[np.float32], augment: AugmentSettings, seed: int = 0
+    ) -> tuple[Features, Features]:
+        """Features of two random views of each frame, as training sees them; otherwise as `embed`."""
+        aspect, views = self.true_shapes(aspect), RandomViews(augment, self.crop)
+        generator, parts = torch.Generator().manual_seed(seed), []
+        for start in range(0, len(pixels), self._batch):
+            part = slice(start, start + self._batch)
+            pair = views(*self._moved(pixels[part], aspect[part]), generator)
+            parts.append([_features(self.encoder(view)) for view in pair])
+        return self._joined([pair[0] for pair in parts]), self._joined([pair[1] for pair in parts])
+
+    def true_shapes(self, aspect: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Width / height of what a frame holds: 1 where frames are not stretched."""
+        return aspect if self._fit == "stretch" else np.ones_like(aspect)
+
+    def _moved(self, pixels: NDArray[np.uint8], aspect: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
+        shapes = torch.from_numpy(np.asarray(aspect, np.float32))
+        return torch.from_numpy(pixels).to(self._device), shapes.to(self._device)
+
+    def _joined(self, parts: list[Features]) -> Features:
         return {
-            space: np.concatenate(parts) if parts else np.zeros((0, self.spaces[space]), np.float16)
-            for space, parts in out.items()
+            space: np.concatenate([part[space] for part in parts]) if parts else np.zeros((0, width), np.float16)
+            for space, width in self.spaces.items()
         }
+
+
+def _features(result: Output) -> Features:
+    limit = float(np.finfo(np.float16).max)
+    features = (result.instance_Nd, result.group_Nd, result.backbone_ND)
+    return {
+        space: values.float().clamp(-limit, limit).cpu().numpy().astype(np.float16)
+        for space, values in zip(SPACES, features, strict=True)
+    }

@@ -4,6 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from cld_stream.errors import LockHeldError
 from cld_stream.media.address import masked
 from cld_stream.storage.store import Store
 
@@ -34,12 +37,20 @@ def forget(store_path: Path, source: str) -> ForgetReport:
         StoreNotFoundError: there is no such source, or several.
         LockHeldError: another process is adding frames.
     """
+    try:
+        return _forget(store_path, masked(source))
+    except LockHeldError as error:
+        more = "An ingest that watches does not end by itself: stop it, forget, and start it again."
+        raise LockHeldError(f"{error} {more}") from None
+
+
+def _forget(store_path: Path, source: str) -> ForgetReport:
     from cld_stream.storage.snapshots import drop_features
 
-    source = masked(source)
     with Store.open(store_path) as store, store.writer(f"forget {source}") as writer:
         row = store.catalog.find_source(source)
-        ids = store.catalog.live_ids(source=row.id)
+        dropped = store.catalog.dropped(source=row.id).ids
+        ids = np.concatenate([store.catalog.live_ids(source=row.id), dropped])
         features = drop_features(store, ids)
         removed = writer.forget(row.id)
         features += drop_features(store, ids)  # of a snapshot that was made meanwhile

@@ -8,8 +8,8 @@ committed in the same transaction as the frames before it.
 import errno
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
@@ -22,8 +22,10 @@ from cld_stream.media.pool import DecodePool
 from cld_stream.media.probe import probe
 from cld_stream.pipelines.cpu import CpuMeter
 from cld_stream.pipelines.ledger import Entry, Ledger, previous_outcome
+from cld_stream.pipelines.life import Life, Numbers
 from cld_stream.pipelines.pump import Pump
 from cld_stream.pipelines.report import FileReport, IngestProgress, IngestReport
+from cld_stream.pipelines.retention import Retention
 from cld_stream.storage.schema import NewFrame, Outcome, SourceRow
 from cld_stream.storage.store import Store
 from cld_stream.storage.writer import Writer
@@ -75,10 +77,14 @@ def ingest(
         return _plan_only(store_path, found, settings, retry_broken=retry_broken)
     store = open_or_create(store_path, settings)
     try:
-        chosen = settings.ingest
-        with store.writer(f"ingest {' '.join(inputs)}") as writer, DecodePool(chosen.workers, chosen) as pool:
+        with (
+            store.writer(f"ingest {' '.join(inputs)}") as writer,
+            Life(store, "ingest", settings.ops) as life,
+            DecodePool(settings.ingest.workers, settings.ingest) as pool,
+        ):
             ledger = Ledger(store.catalog.sources(), retry_broken=retry_broken)
-            run = Run(store, writer, ledger, settings, on_progress)
+            retention = Retention(store, writer, settings.ingest)
+            run = Run(store, writer, ledger, settings, retention, life, on_progress)
             report = run.over(found, pool, stop)
     except (OSError, DBAPIError) as error:
         raise explained(store_path, error) from error
@@ -120,9 +126,11 @@ def require_shape(store_path: Path, *, size: int | None, fit: str | None) -> Non
     Raises:
         UsageError: there is a store, and it has another size or fit.
     """
-    if not (store_path / "store.json").exists():
+    try:
+        store = Store.open(store_path)
+    except StoreNotFoundError:
         return
-    with Store.open(store_path) as store:
+    with store:
         for name, asked, has in (("size", size, store.header.size), ("fit", fit, store.header.fit)):
             if asked is not None and asked != has:
                 raise UsageError(
@@ -144,6 +152,7 @@ class Run:
     """One run over what was found: decides in the pump's thread, commits in the caller's.
 
     Attributes:
+        life: shown this run's numbers; None = the caller shows its own.
         tick: called several times a second, in the caller's thread.
     """
 
@@ -151,6 +160,8 @@ class Run:
     writer: Writer
     ledger: Ledger
     settings: Settings
+    retention: Retention
+    life: Life | None = None
     on_progress: Callable[[IngestProgress], None] | None = None
     tick: Callable[[], None] = lambda: None
     report: IngestReport = field(init=False)
@@ -171,6 +182,7 @@ class Run:
         self.total = len(found.items) + len(found.skipped)
         for path, reason in found.skipped:
             self._tell(FileReport(str(path), "other", Outcome.SKIPPED, reason, action="skip"))
+        self._progress("", pool)
         pump = Pump(lambda: self._steps(found, pool))
         try:
             self.report.stopped = not self._drain(pump, pool, stop)
@@ -179,6 +191,12 @@ class Run:
         if not self.report.stopped:
             self._mark_missing(found)
         self.writer.commit()
+        self.retention.enforce()
+        self.report.dropped = self.retention.dropped
+        if self.retention.note:
+            self.report.notes.append(self.retention.note)
+        if self.life is not None:
+            self.life.beat("done", lambda: self._numbers("", pool.pids), now=True)
         self.report.seconds = time.monotonic() - self.started
         self.report.cpu_share = self.cpu.share(pool.pids)
         return self.report
@@ -241,7 +259,8 @@ class Run:
             if step is not None:
                 current = str(step[0].path)
                 self._take(*step)
-            self.writer.commit_if_due(self.settings.ingest.commit_s)
+            if self.writer.commit_if_due(self.settings.ingest.commit_s):
+                self.retention.enforce()
             self._progress(current, pool)
             self.tick()
         return False
@@ -368,22 +387,28 @@ class Run:
         self.counts[told.outcome] += 1
 
     def _progress(self, current: str, pool: DecodePool) -> None:
+        if self.life is not None:
+            self.life.beat("reading", lambda: self._numbers(current, pool.pids))
         now = time.monotonic()
-        if self.on_progress is None or now - self.told < _TICK_S:
-            return
-        self.told = now
-        self.on_progress(
-            IngestProgress(
-                files_total=self.total,
-                files_done=len(self.report.files),
-                frames=self.report.frames,
-                skipped=self.counts[Outcome.SKIPPED],
-                broken=self.counts[Outcome.BROKEN],
-                seconds=now - self.started,
-                cpu_share=self.cpu.share(pool.pids),
-                current=current,
-            )
+        if self.on_progress is not None and now - self.told >= _TICK_S:
+            self.told = now
+            self.on_progress(self._now(current, pool.pids))
+
+    def _now(self, current: str, pids: Iterable[int]) -> IngestProgress:
+        return IngestProgress(
+            files_total=self.total,
+            files_done=len(self.report.files),
+            frames=self.report.frames,
+            skipped=self.counts[Outcome.SKIPPED],
+            broken=self.counts[Outcome.BROKEN],
+            seconds=time.monotonic() - self.started,
+            cpu_share=self.cpu.share(pids),
+            current=current,
         )
+
+    def _numbers(self, current: str, pids: Iterable[int]) -> Numbers:
+        """What a beat says."""
+        return asdict(self._now(current, pids)) | {"dropped": self.retention.dropped}
 
 
 def _plan_only(store_path: Path, found: Discovery, settings: Settings, *, retry_broken: bool) -> IngestReport:

@@ -1,9 +1,9 @@
 """The cadence of the daemon: when it logs, checkpoints, publishes, extends, and shows a sign of life."""
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from types import TracebackType
 from typing import Self
 
@@ -12,11 +12,11 @@ import torch
 from cld_stream.config import Settings, as_toml
 from cld_stream.errors import CldError, LockHeldError
 from cld_stream.learn.feed import Feed
-from cld_stream.learn.groups import local_kmeans
 from cld_stream.learn.learner import Learner, StepReport
 from cld_stream.learn.probes import effective_rank, feature_std
 from cld_stream.pipelines.extend import Extender
-from cld_stream.pipelines.metrics import MetricsLog, TrainProgress, log
+from cld_stream.pipelines.life import Life, Numbers
+from cld_stream.pipelines.metrics import MetricsLog, TrainProgress, finite, log
 from cld_stream.pipelines.pixels import PixelCache
 from cld_stream.pipelines.publish import Publication
 from cld_stream.pipelines.rescue import Rescue
@@ -28,7 +28,6 @@ from cld_stream.storage.store import Store
 __all__ = ["Keeper"]
 
 _SHOW_S = 0.25
-_HEARTBEAT_S = 2.0
 _EXTEND_FRAMES = 512  # at a time: training must not wait long
 
 
@@ -70,7 +69,7 @@ class Keeper:
         self._rescue, self._on_progress = rescue, on_progress
         t = settings.train
         self._checkpoint, self._publish, self._extend = _Every(t.checkpoint_s), _Every(t.publish_s), _Every(t.extend_s)
-        self._show, self._heartbeat = _Every(_SHOW_S), _Every(_HEARTBEAT_S)
+        self._show = _Every(_SHOW_S)
         self._open = ExitStack()
         self._publication: Publication | None = None
         self._publishing_s, self._began = 0.0, time.monotonic()
@@ -81,11 +80,11 @@ class Keeper:
 
     def __enter__(self) -> Self:
         logs = self._store.path / "logs"
-        self._log = self._open.enter_context(MetricsLog(logs))
+        self._life = self._open.enter_context(Life(self._store, "train", self._settings.ops))
+        self._log = self._open.enter_context(MetricsLog(logs, self._settings.ops.log_mb))
         atomic_write_bytes(logs / "settings.toml", as_toml(self._settings).encode())
         self._extender = Extender(self._store, str(self._learner.device), self._settings.publish.batch)
         self._open.callback(self._extender.close)
-        self._run = self._store.catalog.begin_run("train", sys.argv)
         latest = self._store.catalog.latest_snapshot()
         if latest is not None and latest.step == self._learner.clock:
             self._published = self._learner.updates
@@ -94,8 +93,7 @@ class Keeper:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         if self._publication is not None:
             self._publication.__exit__(kind, e, tb)
-        self._store.catalog.end_run(self._run, "done" if e is None else f"{type(e).__name__}: {e}"[:500])
-        self._open.close()
+        self._open.__exit__(kind, e, tb)
 
     @property
     def snapshot(self) -> str | None:
@@ -151,7 +149,7 @@ class Keeper:
                 self._show_life("publishing", committed)
         elif publish:
             self._extender.run()
-        self._store.catalog.heartbeat(self._run, self._info(committed))
+        self._life.beat("done", lambda: self._numbers("done", committed), now=True)
         if self._on_progress is not None:
             self._on_progress(self._progress("done", committed))
 
@@ -159,9 +157,7 @@ class Keeper:
         if self._on_progress is not None and self._show.due():
             self._show.reset()
             self._on_progress(self._progress(state, committed))
-        if self._heartbeat.due():
-            self._heartbeat.reset()
-            self._store.catalog.heartbeat(self._run, self._info(committed))
+        self._life.beat(state, lambda: self._numbers(state, committed))
 
     def _tend_publication(self, *, waiting: bool) -> None:
         """Begin what is due; go on within the share of time that publishing may take."""
@@ -188,7 +184,13 @@ class Keeper:
             step=learner.clock,
             settings=self._settings.publish,
             device=str(learner.device),
-            info={"updates": learner.updates, "cbp": learner.cbp, "fed": self.feed.fed},
+            info={
+                "updates": learner.updates,
+                "cbp": learner.cbp,
+                "fed": self.feed.fed,
+                "feature_std": finite(self._health[1]),
+                "effective_rank": finite(self._health[2]),
+            },
         )
         self._publish.reset()
         try:
@@ -219,7 +221,7 @@ class Keeper:
         s, now = self._settings.loss, time.monotonic()
         groups = 0
         if s.cld_weight > 0:
-            labels, _ = local_kmeans(report.group_features, s.groups, s.kmeans_iters)
+            labels, _ = self._learner.cross_level.grouping(report.group_features)
             groups = int(torch.unique(labels).numel())
         self._health = groups, feature_std(report.features), effective_rank(report.features)
         elapsed = max(now - self._since, 1e-6)
@@ -251,12 +253,7 @@ class Keeper:
             rescues=self._rescue.rescues,
         )
 
-    def _info(self, committed: int) -> dict[str, float | int | None]:
-        """What a heartbeat says."""
-        return {
-            "step": self._learner.clock,
-            "fed": self.feed.fed,
-            "fed_to": self.feed.cursor,
-            "lag": self.feed.lag(committed),
-            "loss": self._report.loss if self._report and self._report.ok else None,
-        }
+    def _numbers(self, state: str, committed: int) -> Numbers:
+        """What a beat says; `fed_to` is the first id that is not fed yet."""
+        numbers = {name: finite(value) for name, value in asdict(self._progress(state, committed)).items()}
+        return numbers | {"fed_to": self.feed.cursor}

@@ -4,13 +4,20 @@ import json
 import logging
 import math
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["MetricsLog", "TrainProgress", "TrainReport", "log"]
+__all__ = ["MetricsLog", "TrainProgress", "TrainReport", "finite", "log"]
 
 log = logging.getLogger("cld_stream.train")
+
+_PARTS = 5  # a log is this many files at most; the oldest goes when the newest is full
+_LOOK_EVERY = 100  # points of TensorBoard
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,34 +92,72 @@ class MetricsLog:
 
     Args:
         folder: made when absent.
+        limit_mb: most that each of the three takes, with its older parts (`metrics.jsonl.1`, ...).
         level: of train.log.
     """
 
-    def __init__(self, folder: Path, level: int = logging.INFO) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, folder: Path, limit_mb: int = 100, level: int = logging.INFO) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._lines = (folder / "metrics.jsonl").open("a", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"))
-        self._handler = logging.FileHandler(folder / "train.log")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(self._handler)
+        self._limit = limit_mb * 1_000_000
+        self._lines = self._rotating(folder / "metrics.jsonl", "%(message)s")
+        self._events = self._rotating(folder / "train.log", "%(asctime)s %(levelname)s %(message)s")
+        self._folder, self._points = folder / "tensorboard", 0
+        self._open_board()
+        log.addHandler(self._events)
         log.setLevel(level)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lines.close()
         self._board.close()
-        log.removeHandler(self._handler)
-        self._handler.close()
+        log.removeHandler(self._events)
+        for handler in (self._lines, self._events):
+            with suppress(OSError):  # the disk is full
+                handler.close()
 
     def write(self, progress: TrainProgress) -> None:
         """One line, and one point of every curve."""
-        numbers = asdict(progress).items()
-        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers}
-        self._lines.write(json.dumps({"time_utc": round(time.time(), 3), **values}) + "\n")
+        values = {name: finite(value) for name, value in asdict(progress).items()}
+        line = json.dumps({"time_utc": round(time.time(), 3), **values})
+        self._lines.handle(logging.makeLogRecord({"msg": line}))
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(f"train/{name}", value, progress.step)
+        self._points += 1
+        if self._points % _LOOK_EVERY == 0:
+            self._trim_board()
+
+    def _rotating(self, path: Path, line: str) -> RotatingFileHandler:
+        handler = _Rotating(path, maxBytes=self._limit // _PARTS, backupCount=_PARTS - 1)
+        handler.setFormatter(logging.Formatter(line))
+        return handler
+
+    def _open_board(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._board = SummaryWriter(str(self._folder))
+        self._trim_board()
+
+    def _trim_board(self) -> None:
+        """Begin another file of events when this one is long, and remove the oldest beyond the limit."""
+        self._board.flush()
+        files = sorted(self._folder.glob("events.out.*"), key=lambda file: file.stat().st_mtime_ns)
+        total = sum(file.stat().st_size for file in files)
+        for old in files[:-1]:
+            if total > self._limit * (_PARTS - 1) // _PARTS:
+                total -= old.stat().st_size
+                old.unlink()
+        if files and files[-1].stat().st_size > self._limit // _PARTS:
+            self._board.close()
+            self._open_board()
+
+
+class _Rotating(RotatingFileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """A line that cannot be written is lost without a word: where the disk is full, a checkpoint says so."""
+
+
+def finite(value: T) -> T | None:
+    """The value, or None for a float that JSON cannot hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -33,6 +33,7 @@ class Hit:
         frame: its id.
         label: of its source, or None.
         aspect: width / height as shown.
+        gone: the store dropped its picture to make room; the snapshot remembers its features.
     """
 
     rank: int
@@ -44,6 +45,7 @@ class Hit:
     frame: int
     label: str | None
     aspect: float
+    gone: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -119,12 +121,12 @@ class Searcher:
         while True:
             similarity, rows = self._search(query, k, filters, allowed)
             ids = self._ids[rows]
-            found = self._store.catalog.rows(ids)
-            gone = ~np.isin(ids, found.ids)
-            if not gone.any():
-                return describe(self._store, found, similarity)
+            found, dropped = self._store.catalog.known(ids)
+            unknown = ~np.isin(ids, found.ids)
+            if not unknown.any():
+                return describe(self._store, found, similarity, dropped)
             allowed = np.ones(len(self), bool) if allowed is None else allowed
-            allowed[rows[gone]] = False
+            allowed[rows[unknown]] = False
 
     def _search(
         self, query: NDArray[np.float32], k: int, filters: Filters, allowed: NDArray[np.bool_] | None
@@ -134,7 +136,7 @@ class Searcher:
             return similarity[0][rows[0] >= 0], rows[0][rows[0] >= 0]
 
         def repeats(row: int) -> NDArray[np.int64]:
-            me = self._store.catalog.rows(self._ids[[row]])
+            me, _ = self._store.catalog.known(self._ids[[row]])
             if not len(me):
                 return np.array([row])
             near = frames_near(self._store.catalog, int(me.source[0]), float(me.time_s[0]), filters.distinct_s)
@@ -203,7 +205,7 @@ class Searcher:
         self._index.add(features)
 
 
-def describe(store: Store, frames: Frames, similarity: NDArray[np.float32]) -> list[Hit]:
+def describe(store: Store, frames: Frames, similarity: NDArray[np.float32], dropped: NDArray[np.bool_]) -> list[Hit]:
     """Hits of these frames, in this order."""
     sources = {row.id: row for row in store.catalog.sources(id=np.unique(frames.source).tolist())}
     hits = []
@@ -221,6 +223,7 @@ def describe(store: Store, frames: Frames, similarity: NDArray[np.float32]) -> l
                 frame=frame,
                 label=source.label,
                 aspect=float(frames.aspect[n]),
+                gone=bool(dropped[n]),
             )
         )
     return hits

@@ -49,6 +49,8 @@ class Presence:
             elif scan.top in self._away and scan.top not in away:
                 self._say(scan.top, None)
         changed, self._away = away != self._away, away
+        for scan in scans:  # what is met now may be known, and gone, by the next look
+            self._devices |= {folder: on for folder, on in scan.devices.items() if folder not in self._known}
         gone = [path for scan in scans if scan.top not in away for path in self._deleted(scan, missed)]
         self._gone = {path: self._gone.get(path, now) for path in gone}
         return changed

@@ -148,7 +148,7 @@ def stored_feature(store: Store, searcher: Searcher, frame: int) -> tuple[Questi
     Raises:
         StoreNotFoundError: it never was, is gone, or has no features yet.
     """
-    rows = store.catalog.rows([frame])
+    rows, _ = store.catalog.known([frame])
     if not len(rows):
         if 0 <= frame < store.catalog.next_id():
             raise StoreNotFoundError(f"{store.path}: frame {frame} was forgotten; its id is never used again.")
@@ -159,10 +159,14 @@ def stored_feature(store: Store, searcher: Searcher, frame: int) -> tuple[Questi
             f"{store.path}: frame {frame} has no features in this snapshot yet. A running `cld-stream train` adds "
             "them within a minute; `cld-stream snapshot` does it now."
         )
+    if not feature.any():  # overwritten, and its row goes next
+        raise StoreNotFoundError(f"{store.path}: frame {frame} is being forgotten.")
     with store.reader(threads=1) as reader:
-        jpeg = reader.jpegs([frame])[0]
+        jpeg = reader.jpegs([frame])[0] or None
     path = store.catalog.source(int(rows.source[0])).path
-    title = f"frame {frame} of {Path(path).name} at {float(rows.time_s[0]):.1f} s"
+    title = f"frame {frame} of {Path(path).name} at {float(rows.time_s[0]):.1f} s" + (
+        "" if jpeg else " (its picture is gone)"
+    )
     return Question(title, jpeg, float(rows.aspect[0])), feature
 
 
@@ -179,12 +183,15 @@ def read_picture(store: Store, path: Path) -> tuple[Question, NDArray[np.uint8]]
 
     from cld_stream.config import IngestSettings
     from cld_stream.media.job import Job
-    from cld_stream.media.photo import explain, read_still
+    from cld_stream.media.photo import read_still
+    from cld_stream.media.reasons import picture_reason
 
     if not path.exists():
         raise UsageError(f"{path}: there is no such file. Give a picture, or ask by --frame, --source or --vector.")
     if path.is_dir():
         raise UsageError(f"{path}: this is a folder. Give one picture.")
+    if not path.is_file():
+        raise UsageError(f"{path}: this is not a file. Give a picture file.")
     header = store.header
     job = Job(
         key=0, kind="photo", path=path, size=header.size, fit=header.fit, quality=header.jpeg_quality,
@@ -194,7 +201,7 @@ def read_picture(store: Store, path: Path) -> tuple[Question, NDArray[np.uint8]]
         frame = read_still(job).frame
     except Exception as e:  # noqa: BLE001 - hostile bytes make Pillow raise anything
         raise UsageError(
-            f"{path}: not a picture that can be read ({explain(path, e)}). "
+            f"{path}: not a picture that can be read ({picture_reason(path, e)}). "
             "Ask by --source FILE --at SECONDS for a moment of a video that was ingested."
         ) from None
     return Question(path.name, frame.jpeg, frame.aspect), simplejpeg.decode_jpeg(frame.jpeg, "RGB")
@@ -206,6 +213,8 @@ def read_vector(path: Path) -> NDArray[Any]:
     Raises:
         UsageError: there is no such file, or not exactly one vector of numbers in it.
     """
+    if path.exists() and not path.is_file():
+        raise UsageError(f"--vector {path}: not a file. Write one with numpy.save.")
     try:
         values = np.load(path, allow_pickle=False)
     except FileNotFoundError:

@@ -63,6 +63,7 @@ class IngestReport:
     Attributes:
         files: every source that was met, in stream order, and those found missing.
         frames: added by this run.
+        dropped: the oldest ones, dropped by this run to stay within limits.
         stopped: it was asked to stop; the next run goes on from there.
         notes: what the user should know beside the files.
     """
@@ -70,6 +71,7 @@ class IngestReport:
     store: str
     files: list[FileReport] = field(default_factory=list)
     frames: int = 0
+    dropped: int = 0
     seconds: float = 0.0
     cpu_share: float = 0.0
     stopped: bool = False
@@ -149,6 +151,7 @@ class WatchProgress:
         taken, broken: files since the start.
         frames: added since the start.
         cameras, live: all of them, and those that send.
+        dropped: frames, the oldest, that made room for new ones.
         current: the file in hand.
     """
 
@@ -160,6 +163,7 @@ class WatchProgress:
     frames: int
     cameras: int
     live: int
+    dropped: int
     seconds: float
     current: str
 
@@ -170,12 +174,14 @@ class WatchProgress:
 
 @dataclass
 class WatchReport:
-    """The result of a watch: frames added, and files taken by outcome."""
+    """The result of a watch: frames added and dropped, files taken by outcome, and what the user should know."""
 
     store: str
     frames: int = 0
+    dropped: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON: the last line of the answer."""

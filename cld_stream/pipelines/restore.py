@@ -20,7 +20,8 @@ __all__ = ["buffer_batches", "check_settings", "fresh_learner", "learner_of", "r
 
 _FIXED = (
     "encoder.backbone", "encoder.width", "encoder.norm", "encoder.crop", "encoder.head", "encoder.feature_dim",
-    "buffer.capacity",
+    "loss.branch", "loss.negatives", "loss.queue", "loss.cross_level",
+    "loss.bank_groups", "buffer.capacity",
 )  # fmt: skip
 
 
@@ -62,14 +63,14 @@ def learner_of(checkpoint: Checkpoint, settings: Settings, device: str) -> Learn
     return learner
 
 
-def restore_learner(store_path: Path, device: str = "cpu") -> tuple[Learner, Checkpoint]:
-    """The learner of the newest checkpoint, with the settings it was trained with.
+def restore_learner(store_path: Path, device: str = "cpu", step: int | None = None) -> tuple[Learner, Checkpoint]:
+    """The learner of a checkpoint, without `step` of the newest one, with the settings it was trained with.
 
     Raises:
-        StoreNotFoundError: there is no checkpoint.
-        CorruptError: none is whole.
+        StoreNotFoundError: there is no checkpoint (of this step).
+        CorruptError: it is not whole, or none is.
     """
-    checkpoint = load_checkpoint(store_path)
+    checkpoint = load_checkpoint(store_path, step)
     return learner_of(checkpoint, saved_settings(checkpoint), device), checkpoint
 
 

@@ -17,6 +17,9 @@ from cld_stream.storage.store import Store
 
 __all__ = ["as_shown", "write_page", "write_sheet"]
 
+GONE = "picture gone"
+"""Shown for a frame that the store dropped to make room."""
+
 MOST = 240
 """Neighbours drawn; further ones are counted only."""
 
@@ -75,7 +78,7 @@ def write_page(store: Store, answer: Answer, path: Path) -> None:
     hits, fit, question = answer.hits[:MOST], store.header.fit, answer.question
     more = len(answer.hits) - len(hits)
     cells = "\n".join(_cell(hit, jpeg, fit) for hit, jpeg in zip(hits, _jpegs(store, hits), strict=True))
-    asked = _figure(question.jpeg, question.aspect, fit) if question.jpeg else ""
+    asked = _figure(question.jpeg, question.aspect, fit) if question.jpeg else ""  # its title says why
     page = _PAGE.format(
         title=html.escape(question.title),
         asked=asked,
@@ -134,6 +137,8 @@ def _panel(
         size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
         sheet.paste(picture, (x + (w - size[0]) // 2, y + (h - size[1]) // 2))
+    else:
+        draw.text((x + w // 2, y + h // 2), GONE, _SOFT, _font(14), anchor="mm")
 
 
 def _jpegs(store: Store, hits: Sequence[Hit]) -> list[bytes]:
@@ -196,7 +201,7 @@ def _figure(jpeg: bytes, aspect: float, fit: str) -> str:
 
 
 def _cell(hit: Hit, jpeg: bytes, fit: str) -> str:
-    picture = _figure(jpeg, hit.aspect, fit) if jpeg else ""
+    picture = _figure(jpeg, hit.aspect, fit) if jpeg else f"<span>{GONE}</span>"
     return (
         f'<figure><div class="box">{picture}</div><figcaption>'
         f"<b>{hit.rank}</b><em>{hit.similarity:.3f}</em>"
@@ -232,6 +237,7 @@ main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1f
 figure {{ margin: 0; min-width: 0; }}
 .box {{ aspect-ratio: 4 / 3; background: #f1f2f4; border-radius: 6px; overflow: hidden; display: flex;
   align-items: center; justify-content: center; }}
+.box span {{ color: #6b7280; }}
 .box img {{ display: block; max-width: 100%; max-height: 100%; }}
 figcaption {{ display: grid; grid-template-columns: 1fr auto; margin-top: .4rem; }}
 figcaption em {{ font-style: normal; color: #1f6feb; }}

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,11 @@ __all__ = ["TrainProgress", "TrainReport", "train", "train_settings"]
 _HOLD_S = 2.0  # an incomplete batch of fresh frames waits this long for more
 
 
-def train_settings(device: str, config: Path | None = None, overrides: Iterable[str] = ()) -> Settings:
-    """The recipe of the device under the user's own settings."""
-    return load_settings(config, overrides, recipe="gpu" if device.startswith("cuda") else "cpu")
+def train_settings(
+    device: str, config: Path | None = None, overrides: Iterable[str] = (), *, recipe: str | None = None
+) -> Settings:
+    """A recipe, without a name that of the device, under the user's own settings."""
+    return load_settings(config, overrides, recipe=recipe or ("gpu" if device.startswith("cuda") else "cpu"))
 
 
 def train(
@@ -153,6 +155,7 @@ class _Trainer:
                 self._step(None, committed)
             state = "waiting" if batch is None and not may_idle else "training" if batch is not None else "idle"
             self._keeper.tend(state, committed)
+        self._committed()  # what was forgotten meanwhile must not be in the last checkpoint
         return self._steps
 
     def _next(self, *, wait_s: float, waiting_costs: bool) -> FreshBatch | None:
@@ -160,7 +163,15 @@ class _Trainer:
         batch = self._fresh.take(wait_s)
         if waiting_costs:
             self._keeper.wait_s += time.monotonic() - began
-        return batch
+        return batch and self._still_there(batch)
+
+    def _still_there(self, batch: FreshBatch) -> FreshBatch:
+        """Without the frames that left the store after they were read ahead."""
+        kept = np.isin(batch.ids, self._store.catalog.rows(batch.ids).ids)
+        if kept.all():
+            return batch
+        pixels = batch.pixels[torch.from_numpy(kept)]
+        return replace(batch, ids=batch.ids[kept], pixels=pixels, aspect=batch.aspect[kept])
 
     def _feed(self, batch: FreshBatch, committed: int, limit: int | None) -> None:
         """Fresh frames: the steps they are worth, or only a place in the buffer while there are too few."""

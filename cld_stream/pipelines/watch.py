@@ -24,8 +24,10 @@ from cld_stream.pipelines.cameras import Cameras
 from cld_stream.pipelines.folders import Batch, Folders
 from cld_stream.pipelines.ingest import IngestProgress, Run, explained, open_or_create
 from cld_stream.pipelines.ledger import Ledger, fingerprint_item, stat_item
+from cld_stream.pipelines.life import Life
 from cld_stream.pipelines.pump import Pump
 from cld_stream.pipelines.report import FileReport, WatchEvent, WatchProgress, WatchReport
+from cld_stream.pipelines.retention import Retention
 from cld_stream.storage.catalog import Catalog
 from cld_stream.storage.schema import Outcome, SourceRow
 from cld_stream.storage.store import Store
@@ -34,7 +36,6 @@ __all__ = ["WatchEvent", "WatchProgress", "WatchReport", "must_watch", "watch"]
 
 T = TypeVar("T")
 _TICK_S = 0.2
-_HEARTBEAT_S = 10.0
 _IDLE_S = 60.0  # workers are sent home after this long without a file
 _MANY = 20_000  # items for which the whole ledger is read at once
 _IN_ONE_QUERY = 256
@@ -110,8 +111,9 @@ class _Watch:
         for top in tops:
             if not Path(top).is_dir() and not self._folders.knows(top):
                 raise _no_folder(top)
+        self._life = opened.enter_context(Life(store, "ingest", settings.ops, [masked(arg) for arg in sys.argv]))
+        self._retention = Retention(store, self._writer, chosen)
         self._cameras = opened.enter_context(Cameras(urls, store, self._writer, chosen, self._say_camera))
-        self._life = opened.enter_context(_Life(store.catalog))
 
     def run(self, stop: Callable[[], bool]) -> WatchReport:
         """Until asked to stop."""
@@ -141,7 +143,7 @@ class _Watch:
             self._told = now
             progress = self._progress()
             self._on_progress(progress)
-            self._life.sign(progress)  # the place for a sign of life
+            self._life.beat(progress.state, progress.as_dict)
 
     def _ingest(self, batch: Batch, stop: Callable[[], bool]) -> None:
         began = self._used = time.monotonic()
@@ -150,7 +152,10 @@ class _Watch:
         if about is None:
             return
         ledger = Ledger(about.rows(self._store.catalog), retry_broken=self._retry_broken)
-        run = self._run = Run(self._store, self._writer, ledger, self._settings, self._reading, self._tick)
+        run = self._run = Run(
+            self._store, self._writer, ledger, self._settings, self._retention,
+            on_progress=self._reading, tick=self._tick,
+        )  # fmt: skip
         self._growing = {str(item.path) for item in items if item.growing}
         report = run.over(batch.found, self._pool, stop)
         for entry in ledger.vanished(self._folders.present()):
@@ -176,7 +181,7 @@ class _Watch:
         if not paths:
             return
         ledger = Ledger(_where(self._store.catalog, "path", paths).values())
-        run = self._run = Run(self._store, self._writer, ledger, self._settings)
+        run = self._run = Run(self._store, self._writer, ledger, self._settings, self._retention)
         for entry in ledger.vanished(self._folders.present()):
             run.leave(entry, "the file is gone")
         self._close_batch()
@@ -184,6 +189,7 @@ class _Watch:
     def _note(self) -> None:
         """Commit, and tell of the files that are done."""
         self._writer.commit()
+        self._retention.enforce()
         self._noted_at = time.monotonic()
         files = self._run.report.files[self._noted :] if self._run else []
         self._noted += len(files)
@@ -209,8 +215,11 @@ class _Watch:
         self._on_event(WatchEvent("camera", address, state="up" if reason is None else "down", reason=reason or ""))
 
     def _count_up(self) -> None:
+        self._life.beat("done", lambda: self._progress().as_dict() | {"state": "done"}, now=True)
         self._report.frames += self._cameras.frames
         self._report.outcomes = dict(self._outcomes)
+        self._report.dropped = self._retention.dropped
+        self._report.notes = [note] if (note := self._retention.note) else []
         self._report.seconds = time.monotonic() - self._began
 
     def _progress(self) -> WatchProgress:
@@ -223,30 +232,10 @@ class _Watch:
             frames=self._report.frames + (self._run.report.frames if self._run else 0) + self._cameras.frames,
             cameras=len(self._cameras),
             live=self._cameras.live,
+            dropped=self._retention.dropped,
             seconds=time.monotonic() - self._began,
             current=self._current,
         )
-
-
-class _Life:
-    """The run in the catalog, by which `status` knows that somebody watches."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
-        self._run = catalog.begin_run("ingest", [masked(arg) for arg in sys.argv])
-        self._last = time.monotonic()
-
-    def __enter__(self) -> "_Life":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self._catalog.end_run(self._run, "done" if error is None else f"{type(error).__name__}: {error}"[:500])
-
-    def sign(self, progress: WatchProgress) -> None:
-        """Call it as often as you like."""
-        if time.monotonic() - self._last >= _HEARTBEAT_S:
-            self._last = time.monotonic()
-            self._catalog.heartbeat(self._run, progress.as_dict())
 
 
 def _sorted_out(inputs: Sequence[str], *, known_store: bool) -> tuple[list[str], list[str]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sqlalchemy import RowMapping, func, select
+from sqlalchemy import ColumnElement, RowMapping, Select, func, inspect, select
 
 from cld_stream.errors import StoreNotFoundError
 from cld_stream.storage import schema
@@ -19,6 +19,8 @@ _AT_ONCE = 4096  # ids in one query
 
 class Catalog(Published):
     """What the store holds. Every call sees what is committed when it is made."""
+
+    _keeps_dropped = False
 
     def sources(self, **where: Any) -> list[SourceRow]:
         """Sources by id, those whose columns equal the given values: `sources(fingerprint=f)`.
@@ -129,6 +131,43 @@ class Catalog(Published):
         with self.reading() as tx:
             return columns(tx.execute(query.order_by(schema.frames.c.id)).all())
 
+    def oldest_ids(self, count: int) -> NDArray[np.int64]:
+        """Ids of the oldest live frames, ascending."""
+        with self.reading() as tx:
+            return np.fromiter(
+                tx.execute(select(schema.frames.c.id).order_by(schema.frames.c.id).limit(count)).scalars(), np.int64
+            )
+
+    def keeps_dropped(self) -> bool:
+        """Whether this catalog can tell of dropped frames; an older one cannot before the first drop."""
+        if not self._keeps_dropped:
+            with self.reading() as tx:
+                self._keeps_dropped = inspect(tx).has_table(schema.dropped.name)
+        return self._keeps_dropped
+
+    def dropped(self, ids: ArrayLike | None = None, *, source: int | None = None) -> Frames:
+        """What is kept of dropped frames, by id: of the given ones, or of a source."""
+        row = schema.dropped.c
+        if not self.keeps_dropped():
+            return columns([])
+        query = select(*(row[c.name] for c in schema.frames.c)).order_by(row.id)
+        if source is not None:
+            with self.reading() as tx:
+                return columns(tx.execute(query.where(row.source == source)).all())
+        return self._in_parts(query, row.id, np.unique(np.asarray(ids, np.int64)))
+
+    def known(self, ids: ArrayLike) -> tuple[Frames, NDArray[np.bool_]]:
+        """Rows of frames in the order asked, and which of them were dropped; what was forgotten is left out."""
+        wanted = np.asarray(ids, np.int64)
+        live = self.rows(wanted)
+        if len(live) == len(wanted):
+            return live, np.zeros(len(live), np.bool_)
+        gone = self.dropped(np.setdiff1d(wanted, live.ids))
+        both = Frames(*(np.concatenate([getattr(live, n), getattr(gone, n)]) for n in Frames.__slots__))
+        order = {id_: at for at, id_ in enumerate(both.ids.tolist())}
+        at = np.array([order[id_] for id_ in wanted.tolist() if id_ in order], np.int64)
+        return Frames(*(getattr(both, n)[at] for n in Frames.__slots__)), at >= len(live)
+
     def frame_at(self, source: int, seconds: float) -> int:
         """Id of the live frame of a source that is nearest to a time in it; the earlier one of two.
 
@@ -163,17 +202,18 @@ class Catalog(Published):
             return int(tx.execute(select(schema.state.c[name])).scalar_one())
 
     def _rows_of(self, ids: NDArray[np.int64]) -> Frames:
-        distinct = np.unique(ids)
-        rows: list[Any] = []
-        with self.reading() as tx:
-            for i in range(0, len(distinct), _AT_ONCE):
-                part = distinct[i : i + _AT_ONCE].tolist()
-                query = select(schema.frames).where(schema.frames.c.id.in_(part))
-                rows += tx.execute(query.order_by(schema.frames.c.id)).all()
-        found = columns(rows)
+        query = select(schema.frames).order_by(schema.frames.c.id)
+        found = self._in_parts(query, schema.frames.c.id, np.unique(ids))
         at = np.searchsorted(found.ids, ids)
         at = at[np.isin(ids, found.ids)]
         return Frames(*(getattr(found, name)[at] for name in Frames.__slots__))
+
+    def _in_parts(self, query: Select[Any], id_: ColumnElement[int], distinct: NDArray[np.int64]) -> Frames:
+        rows: list[Any] = []
+        with self.reading() as tx:
+            for i in range(0, len(distinct), _AT_ONCE):
+                rows += tx.execute(query.where(id_.in_(distinct[i : i + _AT_ONCE].tolist()))).all()
+        return columns(rows)
 
 
 def source_row(row: RowMapping) -> SourceRow:

@@ -25,6 +25,7 @@ from cld_stream.storage.durable import (
 
 __all__ = [
     "Checkpoint",
+    "buffered_ids",
     "list_checkpoints",
     "load_checkpoint",
     "pin_checkpoint",
@@ -109,12 +110,12 @@ def load_checkpoint(store_path: Path, step: int | None = None) -> Checkpoint:
         CorruptError: the one asked for, or every one, is damaged.
         FormatTooNewError: written by a newer release.
     """
-    found = _directories(store_path)
-    if step is not None:
-        found = {s: path for s, path in found.items() if s == step}
+    known = _directories(store_path)
+    found = {s: path for s, path in known.items() if step in (None, s)}
     if not found:
         which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        raise StoreNotFoundError(f"{store_path}: {which}. `cld-stream train` makes them.")
+        there = f"; there are {', '.join(map(str, sorted(known)))}" if known else ""
+        raise StoreNotFoundError(f"{store_path}: {which}{there}. `cld-stream train` makes them.")
     damage: list[str] = []
     for number in sorted(found, reverse=True):
         try:
@@ -130,6 +131,23 @@ def load_checkpoint(store_path: Path, step: int | None = None) -> Checkpoint:
 def list_checkpoints(store_path: Path) -> list[int]:
     """Steps of the checkpoints, oldest first; damaged ones are among them."""
     return sorted(_directories(store_path))
+
+
+def buffered_ids(store_path: Path) -> NDArray[np.int64]:
+    """Ids of the frames in the replay buffer of the newest readable checkpoint, ascending; none without one.
+
+    Checksums are not looked at: this is asked for often, and a wrong id only keeps a frame.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for _, path in sorted(_directories(store_path).items(), reverse=True):
+        try:
+            with safe_open(path / _STATE, "numpy") as file:
+                ids: NDArray[np.int64] = file.get_tensor("buffer.ids")
+        except (OSError, SafetensorError):
+            continue
+        return np.unique(ids[ids >= 0])
+    return np.zeros(0, np.int64)
 
 
 def pin_checkpoint(store_path: Path, step: int) -> None:

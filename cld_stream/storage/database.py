@@ -4,7 +4,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
@@ -36,16 +36,13 @@ class Database:
     @classmethod
     def create(cls, path: Path, **state_values: int) -> None:
         """Write an empty catalog; `state_values` are columns of its table `state` other than a new store's."""
-        raw = sqlite3.connect(path)
-        try:
+        with _plain_errors(path), closing(sqlite3.connect(path)) as raw:
             raw.execute(f"PRAGMA page_size = {_PAGE}")
             raw.execute("PRAGMA auto_vacuum = INCREMENTAL")
             raw.execute("PRAGMA journal_mode = WAL")
-        finally:
-            raw.close()
         new = {"one": 1, "next_id": 0, "next_source": 1, "sealed": 0, "frames": 0, "generation": 0}
         engine = _engine(path, writable=True)
-        with engine.connect().execution_options(write=True) as tx, tx.begin():
+        with _plain_errors(path), engine.connect().execution_options(write=True) as tx, tx.begin():
             metadata.create_all(tx)
             tx.execute(state.insert().values(new | state_values))
         engine.dispose()
@@ -154,8 +151,8 @@ def _engine(path: Path, writable: bool) -> Engine:
 def _plain_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except DatabaseError as e:
-        reason = str(e.orig)
+    except (DatabaseError, sqlite3.DatabaseError) as e:
+        reason = str(e.orig if isinstance(e, DatabaseError) else e)
         if "malformed" in reason or "not a database" in reason or "no such table" in reason:
             raise CorruptError(
                 f"{path}: the catalog is damaged ({reason}). "
@@ -167,6 +164,6 @@ def _plain_errors(path: Path) -> Iterator[None]:
             raise StoreError(f"{path}: another process has kept the catalog for {_BUSY_S:.0f} s. Try again.") from None
         if "unable to open" in reason or "readonly" in reason or "disk I/O" in reason:
             raise StoreError(
-                f"{path}: cannot use the catalog ({reason}). Check the disk and its permissions."
+                f"{path}: cannot use the catalog ({reason}). Check the disk, its free space and its permissions."
             ) from None
         raise

@@ -1,11 +1,13 @@
 """Which frames a search may answer with: asked of the catalog's indexes, never row by row."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, select, union_all
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from cld_stream.storage import schema
 from cld_stream.storage.catalog import Catalog
@@ -13,12 +15,12 @@ from cld_stream.storage.schema import SourceRow
 
 __all__ = ["frames_near", "frames_where", "sources_under"]
 
+Row: TypeAlias = ReadOnlyColumnCollection[str, Any]
+
 
 def frames_near(catalog: Catalog, source: int, time_s: float, gap_s: float) -> NDArray[np.int64]:
-    """Ids of the live frames of a source within `gap_s` of a time in it."""
-    frame = schema.frames.c
-    query = select(frame.id).where(frame.source == source, frame.time_s.between(time_s - gap_s, time_s + gap_s))
-    return _ids(catalog, query)
+    """Ids of the frames of a source, live or dropped, within `gap_s` of a time in it."""
+    return _ids(catalog, lambda row: (row.source == source, row.time_s.between(time_s - gap_s, time_s + gap_s)))
 
 
 def frames_where(
@@ -28,21 +30,23 @@ def frames_where(
     after: float | None = None,
     before: float | None = None,
 ) -> NDArray[np.int64]:
-    """Ids of live frames, ascending.
+    """Ids of frames, live or dropped, ascending.
 
     Args:
         sources: only of these.
         after, before: only those known to be taken in [after, before) [s since 1970, UTC].
     """
-    frame = schema.frames.c
-    query = select(frame.id)
-    if sources is not None:
-        query = query.where(frame.source.in_(list(sources)))
-    if after is not None:
-        query = query.where(frame.wall_utc >= after)
-    if before is not None:
-        query = query.where(frame.wall_utc < before)
-    return np.sort(_ids(catalog, query))
+    wanted = None if sources is None else list(sources)
+
+    def conditions(row: Row) -> Iterator[ColumnElement[bool]]:
+        if wanted is not None:
+            yield row.source.in_(wanted)
+        if after is not None:
+            yield row.wall_utc >= after
+        if before is not None:
+            yield row.wall_utc < before
+
+    return _ids(catalog, conditions)
 
 
 def sources_under(catalog: Catalog, path: str) -> list[SourceRow]:
@@ -55,6 +59,8 @@ def sources_under(catalog: Catalog, path: str) -> list[SourceRow]:
     ]
 
 
-def _ids(catalog: Catalog, query: Select[tuple[int]]) -> NDArray[np.int64]:
+def _ids(catalog: Catalog, conditions: Callable[[Row], Iterable[ColumnElement[bool]]]) -> NDArray[np.int64]:
+    tables = [schema.frames, schema.dropped] if catalog.keeps_dropped() else [schema.frames]
+    queries = [select(table.c.id).where(*conditions(table.c)) for table in tables]
     with catalog.reading() as tx:
-        return np.fromiter(tx.execute(query).scalars(), np.int64)
+        return np.unique(np.fromiter(tx.execute(union_all(*queries)).scalars(), np.int64))

@@ -1,24 +1,15 @@
 """Removing sources from disk for good (`SPEC.md` section 6). Every step may be repeated after a crash."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import delete, select, update
 
 from cld_stream.storage import schema
 from cld_stream.storage.catalog import Catalog
+from cld_stream.storage.durable import remove_dir
 from cld_stream.storage.header import Header
-from cld_stream.storage.shards import (
-    ArrayState,
-    LocalShards,
-    read_element,
-    read_index,
-    shard_key,
-    shard_parts,
-    write_array_state,
-)
+from cld_stream.storage.shards import ArrayState, empty_elements, write_array_state
 from cld_stream.storage.sidecars import read_sidecar, sidecar_path, without_sources, write_sidecar
 
 __all__ = ["complete_forgetting"]
@@ -30,6 +21,7 @@ def complete_forgetting(path: Path, header: Header, catalog: Catalog) -> int:
     Returns:
         Frames removed.
     """
+    keeps_dropped = catalog.keeps_dropped()
     with catalog.reading() as tx:
         asked = list(tx.execute(select(schema.forgetting.c.source)).scalars())
         if not asked:
@@ -42,7 +34,7 @@ def complete_forgetting(path: Path, header: Header, catalog: Catalog) -> int:
             np.int64,
         )
         now = tx.execute(select(schema.state)).mappings().one()
-    _empty_elements(path, header, ids[ids < now["sealed"]])
+    empty_elements(path / "frames", header.shard_frames, ids[ids < now["sealed"]])
     for shard in range(now["sealed"] // header.shard_frames):
         sidecar = read_sidecar(sidecar_path(path, shard))
         if any(s.id in gone or s.same_as in gone for s in sidecar.sources):
@@ -54,25 +46,13 @@ def complete_forgetting(path: Path, header: Header, catalog: Catalog) -> int:
         tx.execute(delete(schema.tail).where(schema.tail.c.id.in_(mine)))
         tx.execute(delete(schema.frames).where(frame.source.in_(gone)))
         tx.execute(delete(schema.sources).where(source.id.in_(gone)))
+        if keeps_dropped:
+            tx.execute(delete(schema.dropped).where(schema.dropped.c.source.in_(gone)))
         tx.execute(update(schema.state).values(generation=generation, frames=schema.state.c.frames - len(ids)))
     for old in path.glob("catalog.db.old*"):
         old.unlink()
+    remove_dir(path / "backups")
     catalog.scrub()
     with catalog.writing() as tx:
         tx.execute(delete(schema.forgetting).where(schema.forgetting.c.source.in_(asked)))
     return len(ids)
-
-
-def _empty_elements(path: Path, header: Header, ids: NDArray[np.int64]) -> None:
-    """Rewrite the shards of the given sealed frames without them."""
-    size = header.shard_frames
-    for shard in np.unique(ids // size).tolist():
-        drop = set((ids[ids // size == shard] % size).tolist())
-        files = LocalShards(path / "frames")
-        files.put(shard_key(shard), shard_parts(_kept(files, shard, size, drop), size))
-
-
-def _kept(files: LocalShards, shard: int, size: int, drop: set[int]) -> Iterator[bytes]:
-    index = read_index(files, shard, size)
-    for at in range(size):
-        yield b"" if at in drop else read_element(files, shard, index, at)

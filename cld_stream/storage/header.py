@@ -11,7 +11,7 @@ from cld_stream.config import StoreSettings
 from cld_stream.errors import CorruptError, FormatTooNewError, StoreNotFoundError
 from cld_stream.storage.durable import atomic_write_json
 
-__all__ = ["Header", "read_header", "write_header"]
+__all__ = ["Header", "read_header", "set_version", "write_header"]
 
 _FORMAT, VERSION = "cld-stream.store", 1
 
@@ -33,6 +33,12 @@ def write_header(path: Path, settings: StoreSettings) -> None:
     """Write a new header; from then on the folder is a store."""
     new = Header(uuid=uuid.uuid4().hex, created_utc=time.time(), **asdict(settings))
     atomic_write_json(path / "store.json", {"format": _FORMAT, **asdict(new)})
+
+
+def set_version(path: Path, version: int) -> None:
+    """Note that the store has this format now; the rest of its header stays."""
+    file = path / "store.json"
+    atomic_write_json(file, json.loads(file.read_bytes()) | {"version": version})
 
 
 def read_header(path: Path) -> Header:

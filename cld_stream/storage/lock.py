@@ -9,13 +9,14 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from cld_stream.errors import LockHeldError, StoreError
 
-__all__ = ["FileLock"]
+__all__ = ["FileLock", "lock_holder"]
 
 _CANNOT_LOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_TRIES, _PAUSE_S = 5, 0.02  # `lock_holder` may have it for an instant
 
 
 class FileLock:
@@ -48,9 +49,9 @@ class FileLock:
                 "Adding or training needs a store that can be written."
             ) from None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(fd)
         except BlockingIOError:
-            holder = _holder(fd)
+            holder = _in_words(_content(fd))
             os.close(fd)
             raise LockHeldError(
                 f"{self.path.parent}: another {self.role} is at work: {holder}. Wait for it, or stop it."
@@ -88,9 +89,44 @@ class FileLock:
         self.release()
 
 
-def _holder(fd: int) -> str:
+def lock_holder(path: Path) -> dict[str, Any] | None:
+    """Who holds a lock now: `pid`, `host`, `argv`, `since` (nothing while it has just started); None = nobody.
+
+    Asks the kernel with a shared lock for an instant, so it needs no right to write.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _content(fd)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return None
+
+
+def _flock(fd: int) -> None:
+    for left in reversed(range(_TRIES)):
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not left:
+                raise
+            time.sleep(_PAUSE_S)
+    return None
+
+
+def _content(fd: int) -> dict[str, Any]:
     try:
         who = json.loads(os.pread(fd, 65536, 0))
-        return f"pid {who['pid']} on {who['host']} since {who['since']}: {who['argv']}"
+        return {name: who[name] for name in ("pid", "host", "argv", "since")}
     except (ValueError, KeyError, TypeError):
-        return "it has just started"
+        return {}
+
+
+def _in_words(who: dict[str, Any]) -> str:
+    return "pid {pid} on {host} since {since}: {argv}".format(**who) if who else "it has just started"

@@ -16,6 +16,8 @@ from cld_stream.storage.schema import Run, Segment, SnapshotRow
 
 __all__ = ["Published"]
 
+_RUNS_KEPT = 100  # of a kind
+
 
 class Published(Database):
     """Rows of snapshots, their segments, and runs. Any process may write them."""
@@ -86,13 +88,24 @@ class Published(Database):
             return [Segment(**row) for row in rows.mappings()]
 
     def begin_run(self, kind: str, argv: Sequence[str]) -> int:
-        """Note that this process works on the store; gives the run's id."""
+        """Note that this process works on the store; gives the run's id.
+
+        The caller holds the lock of its kind, so a run of that kind without an end was killed, and is noted as such.
+        """
         now = time.time()
         values = {"kind": kind, "pid": os.getpid(), "host": socket.gethostname()}
         values |= {"argv": json.dumps(list(argv)), "started_utc": now, "heartbeat_utc": now}
+        row = schema.runs.c
+        mine = select(row.id).where(row.kind == kind).order_by(row.id.desc())
         with self.writing() as tx:
+            tx.execute(
+                update(schema.runs)
+                .where(row.kind == kind, row.ended_utc.is_(None))
+                .values(ended_utc=row.heartbeat_utc, outcome="killed")
+            )
+            tx.execute(delete(schema.runs).where(row.id.in_(mine.limit(-1).offset(_RUNS_KEPT - 1))))
             query = insert(schema.runs).values(values | {"info": "{}"})
-            return int(tx.execute(query.returning(schema.runs.c.id)).scalar_one())
+            return int(tx.execute(query.returning(row.id)).scalar_one())
 
     def heartbeat(self, run: int, info: Mapping[str, Any] | None = None) -> None:
         """Say that a run is alive and, with `info`, how it fares."""

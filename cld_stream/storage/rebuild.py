@@ -26,7 +26,7 @@ from cld_stream.storage.shards import (
     write_array_state,
 )
 from cld_stream.storage.sidecars import Sidecar, read_sidecar, sidecar_path
-from cld_stream.storage.snapshots import snapshot_rows
+from cld_stream.storage.snapshots import drop_features, named_ids, snapshot_rows
 from cld_stream.storage.store import Store
 
 __all__ = ["Finding", "RebuildReport", "check", "rebuild_catalog"]
@@ -117,7 +117,17 @@ def rebuild_catalog(path: Path) -> RebuildReport:
         for row in snapshots:
             catalog.add_snapshot(row)
         catalog.close()
+        _drop_unknown(path, problems)
     return RebuildReport(len(sidecars), len(sources), len(frames), len(snapshots), len(changed), tuple(problems))
+
+
+def _drop_unknown(path: Path, problems: list[Finding]) -> None:
+    """Features of frames without a row: no answer can name them, and no `forget` would find them."""
+    try:
+        with Store.open(path) as store:
+            drop_features(store, np.setdiff1d(named_ids(path), store.catalog.live_ids()))
+    except CorruptError as e:
+        problems.append(Finding("snapshots", str(e)))
 
 
 def _check_shard(store: Store, shard: int) -> Iterator[Finding]:

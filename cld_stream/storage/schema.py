@@ -242,6 +242,17 @@ frames = Table(
     _required("aspect", Double),
 )
 tail = Table("tail", metadata, Column("id", Integer, primary_key=True), _required("jpeg", LargeBinary))
+dropped = Table(
+    "dropped",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    _required("source", BigInteger),
+    _required("time_s", Double),
+    Column("wall_utc", Double),
+    _required("shot", Integer),
+    _required("aspect", Double),
+    Column("dropped_utc", Double, index=True),
+)
 forgetting = Table("forgetting", metadata, Column("source", Integer, primary_key=True))
 snapshots = Table(
     "snapshots",

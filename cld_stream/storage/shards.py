@@ -27,6 +27,8 @@ __all__ = [
     "ShardIndex",
     "ShardStorage",
     "elements",
+    "empty_elements",
+    "index_bytes",
     "read_array_state",
     "read_element",
     "read_index",
@@ -154,13 +156,18 @@ def shard_parts(jpegs: Iterable[bytes], shard_frames: int) -> Iterator[bytes]:
     yield table + _CRC.pack(google_crc32c.value(table))
 
 
+def index_bytes(shard_frames: int) -> int:
+    """Size of a shard's index with its checksum."""
+    return 16 * shard_frames + 4
+
+
 def read_index(files: ShardStorage, shard: int, shard_frames: int) -> ShardIndex:
     """The index of a shard, n x 2 u64.
 
     Raises:
         CorruptError: its checksum does not fit.
     """
-    size = 16 * shard_frames + 4
+    size = index_bytes(shard_frames)
     data = files.get_range(shard_key(shard), -size, size)
     if google_crc32c.value(data) != _RESIDUE:
         raise CorruptError(f"shard frames/{shard_key(shard)}: the index fails its checksum. {_REMEDY}")
@@ -190,6 +197,20 @@ def elements(files: ShardStorage, shard: int, shard_frames: int) -> Iterator[byt
     index = read_index(files, shard, shard_frames)
     for at in range(shard_frames):
         yield read_element(files, shard, index, at)
+
+
+def empty_elements(root: Path, shard_frames: int, ids: NDArray[np.int64]) -> None:
+    """Rewrite the shards of the given sealed frames without them. They are not read, so they may be damaged."""
+    files = LocalShards(root)
+    for shard in np.unique(ids // shard_frames).tolist():
+        drop = set((ids[ids // shard_frames == shard] % shard_frames).tolist())
+        files.put(shard_key(shard), shard_parts(_kept(files, shard, shard_frames, drop), shard_frames))
+
+
+def _kept(files: LocalShards, shard: int, shard_frames: int, drop: set[int]) -> Iterator[bytes]:
+    index = read_index(files, shard, shard_frames)
+    for at in range(shard_frames):
+        yield b"" if at in drop else read_element(files, shard, index, at)
 
 
 def write_array_state(root: Path, now: ArrayState, shard_frames: int) -> None:

@@ -9,12 +9,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import select
 
 from cld_stream.errors import CorruptError, FormatTooNewError
+from cld_stream.storage import schema
+from cld_stream.storage.catalog import Catalog, columns, source_row
 from cld_stream.storage.durable import atomic_write_bytes, make_dir
+from cld_stream.storage.header import Header
 from cld_stream.storage.schema import Frames, Outcome, SourceRow
 
-__all__ = ["Sidecar", "read_sidecar", "sidecar_path", "without_sources", "write_sidecar"]
+__all__ = [
+    "Sidecar",
+    "catalog_sidecar",
+    "read_sidecar",
+    "sidecar_path",
+    "without_frames",
+    "without_sources",
+    "write_sidecar",
+]
 
 # What NumPy and zipfile raise on damaged bytes; RuntimeError: "encrypted", or an unknown compression.
 _DAMAGE = (
@@ -105,6 +118,26 @@ def read_sidecar(path: Path) -> Sidecar:
         sources,
         frames,
     )
+
+
+def catalog_sidecar(catalog: Catalog, header: Header, shard: int) -> Sidecar:
+    """Rows of the shard's live frames; their sources, and every source that changed since the shard before."""
+    size = header.shard_frames
+    row, source = schema.frames.c, schema.sources.c
+    mine = (row.id >= shard * size) & (row.id < (shard + 1) * size)
+    wanted = source.id.in_(select(row.source).where(mine)) | (source.since_shard >= shard)
+    with catalog.reading() as tx:
+        rows = tx.execute(select(schema.frames).where(mine).order_by(row.id)).all()
+        known = tx.execute(select(schema.sources).where(wanted).order_by(source.id))
+        sources = tuple(source_row(s) for s in known.mappings())
+        now = tx.execute(select(schema.state)).mappings().one()
+    return Sidecar(header.uuid, shard, now["next_id"], now["next_source"], sources, columns(rows))
+
+
+def without_frames(sidecar: Sidecar, ids: NDArray[np.int64]) -> Sidecar:
+    """The same without some frames."""
+    keep = ~np.isin(sidecar.frames.ids, ids)
+    return replace(sidecar, frames=Frames(*(getattr(sidecar.frames, name)[keep] for name in Frames.__slots__)))
 
 
 def without_sources(sidecar: Sidecar, gone: Set[int]) -> Sidecar:

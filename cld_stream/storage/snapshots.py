@@ -37,6 +37,7 @@ __all__ = [
     "SnapshotBuilder",
     "drop_features",
     "encoder_hash",
+    "named_ids",
     "remove_snapshot",
     "snapshot_rows",
     "snapshots_folder",
@@ -286,6 +287,15 @@ def snapshot_rows(store_path: Path) -> list[SnapshotRow]:
         except (CorruptError, FormatTooNewError):
             continue
     return rows
+
+
+def named_ids(store_path: Path) -> NDArray[np.int64]:
+    """Ids of every frame that a snapshot, finished or not, has features of; ascending."""
+    found = [np.zeros(0, np.int64)]
+    for path in _directories(store_path, unfinished=True):
+        found += [segment.ids() for segment in list_segments(path / "segments")]
+    ids = np.unique(np.concatenate(found))
+    return ids[ids >= 0]
 
 
 def remove_snapshot(store_path: Path, id: str) -> None:  # noqa: A002

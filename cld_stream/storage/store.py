@@ -41,9 +41,11 @@ class Store:
         Raises:
             StoreError: there is a store already, or something else, or the folder cannot be written.
         """
-        if (path / "store.json").exists():
-            raise StoreError(f"{path}: there is a store already. Open it, or choose another --store.")
         try:
+            if (path / "store.json").exists():
+                raise StoreError(f"{path}: there is a store already. Open it, or choose another --store.")
+            if path.exists() and not path.is_dir():
+                raise StoreError(f"{path}: cannot make a store here: this is a file. Choose another --store.")
             make_dir(path)
             _clear_unfinished(path)
             Catalog.create(path / "catalog.db")

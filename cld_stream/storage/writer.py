@@ -7,14 +7,16 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
+from numpy.typing import NDArray
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from cld_stream.errors import StoreNotFoundError
 from cld_stream.storage import schema
-from cld_stream.storage.catalog import Catalog, columns, source_row
+from cld_stream.storage.catalog import Catalog
 from cld_stream.storage.forget import complete_forgetting
 from cld_stream.storage.header import Header
 from cld_stream.storage.lock import FileLock
+from cld_stream.storage.retention import begin_dropping, complete_dropping
 from cld_stream.storage.schema import NewFrame, Outcome, SourceKind
 from cld_stream.storage.shards import (
     ArrayState,
@@ -23,7 +25,7 @@ from cld_stream.storage.shards import (
     shard_parts,
     write_array_state,
 )
-from cld_stream.storage.sidecars import Sidecar, sidecar_path, write_sidecar
+from cld_stream.storage.sidecars import catalog_sidecar, sidecar_path, write_sidecar
 
 __all__ = ["Writer"]
 
@@ -60,6 +62,7 @@ class Writer:
             self._reload()
             self._seal_full()
             complete_forgetting(self._path, self._header, self._catalog)
+            complete_dropping(self._path, self._header, self._catalog)
             self._reload()
         except BaseException:
             self._lock.release()
@@ -219,6 +222,22 @@ class Writer:
         self._reload()
         return removed
 
+    def drop(self, ids: NDArray[np.int64]) -> int:
+        """Remove frames to make room; what is known of them stays as long as a snapshot names them.
+
+        What is pending is committed first. An interrupted drop is completed by the next writer.
+
+        Returns:
+            Frames removed.
+        """
+        self.commit()
+        begin_dropping(self._catalog, ids)
+        removed = complete_dropping(self._path, self._header, self._catalog)
+        self._catalog.checkpoint()
+        self._shards = LocalShards(self._path / "frames")
+        self._reload()
+        return removed
+
     def _reload(self) -> None:
         with self._catalog.reading() as tx:
             now = tx.execute(select(schema.state)).mappings().one()
@@ -255,7 +274,7 @@ class Writer:
         while committed - self._sealed >= size:
             shard = self._sealed // size
             self._shards.put(shard_key(shard), shard_parts(self._tail_of(shard), size))
-            write_sidecar(sidecar_path(self._path, shard), self._sidecar(shard))
+            write_sidecar(sidecar_path(self._path, shard), catalog_sidecar(self._catalog, self._header, shard))
             stop = self._sealed + size
             write_array_state(self._path / "frames", ArrayState(stop, self._generation), size)
             with self._catalog.writing() as tx:
@@ -277,23 +296,3 @@ class Writer:
                 yield jpeg
                 at = id_ + 1
         yield from (b"" for _ in range(at, first + size))
-
-    def _sidecar(self, shard: int) -> Sidecar:
-        size = self._header.shard_frames
-        row = schema.frames.c
-        mine = (row.id >= shard * size) & (row.id < (shard + 1) * size)
-        source = schema.sources.c
-        wanted = source.id.in_(select(row.source).where(mine)) | (source.since_shard >= shard)
-        with self._catalog.reading() as tx:
-            rows: Sequence[Row[Any]] = tx.execute(select(schema.frames).where(mine).order_by(row.id)).all()
-            known = tx.execute(select(schema.sources).where(wanted).order_by(source.id))
-            sources = tuple(source_row(s) for s in known.mappings())
-            now = tx.execute(select(schema.state)).mappings().one()
-        return Sidecar(
-            store=self._header.uuid,
-            shard=shard,
-            next_id=now["next_id"],
-            next_source=now["next_source"],
-            sources=sources,
-            frames=columns(rows),
-        )

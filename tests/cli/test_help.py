@@ -9,7 +9,8 @@ COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-def
 
 def test_the_verbs_are_a_known_list() -> None:
     assert COMMANDS == [
-        "config", "demo", "doctor", "forget", "ingest", "query", "snapshot", "snapshots", "status", "train",
+        "config", "demo", "doctor", "eval", "forget", "ingest", "migrate", "query", "snapshot", "snapshots", "status",
+        "train", "tune",
     ]  # fmt: skip
 
 

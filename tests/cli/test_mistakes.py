@@ -3,7 +3,11 @@
 import fcntl
 import json
 import os
+import shlex
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ import pytest
 from PIL import Image
 
 from cld_stream.cli.output import console
+from cld_stream.errors import StoreNotFoundError
 from tests.cli.conftest import Cli
 
 
@@ -77,6 +82,19 @@ MISTAKES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "status without a store": ("status --store nowhere", 2, ("nowhere", "ingest")),
     "a store that is a file": ("status --store bad.tsv", 2, ("bad.tsv",)),
     "broken files under --strict": ("ingest media --strict --retry-broken", 4, ("broken",)),
+    "judge before training": ("eval", 2, ("snapshot", "train")),
+    "judge a checkpoint before training": ("eval --checkpoint latest", 2, ("no checkpoint", "train")),
+    "a checkpoint that makes no sense": ("eval --checkpoint new", 2, ("new", "step", "latest")),
+    "a checkpoint and a snapshot": ("eval --checkpoint 3 --snapshot 2019", 2, ("--snapshot", "--checkpoint")),
+    "unknown probe": ("eval --probes linear,kn", 2, ("kn", "did you mean knn")),
+    "unknown space of an evaluation": ("eval --space colour", 2, ("colour", "instance")),
+    "empty path": ("ingest ''", 2, ("empty path",)),
+    "new store where a file is": ("ingest media --store bad.tsv", 1, ("bad.tsv", "this is a file")),
+    "list that is a device": ("ingest @/dev/zero", 2, ("/dev/zero", "device")),
+    "endless settings": ("config --config /dev/zero", 2, ("/dev/zero", "settings")),
+    "settings that are a picture": ("config --config media/photo0.png", 2, ("photo0.png", "not text")),
+    "vector that is a pipe": ("query --vector pipe", 2, ("pipe", "numpy.save")),
+    "demo into a file": ("demo --out bad.tsv --media media", 1, ("bad.tsv", "exists")),
     "unknown recipe": ("config --recipe tpu", 2, ("tpu", "cpu")),
 }
 
@@ -85,7 +103,8 @@ MISTAKES: dict[str, tuple[str, int, tuple[str, ...]]] = {
 def test_a_mistake_gives_a_clear_line_and_its_exit_code(cli: Cli, home: Path, name: str) -> None:
     arguments, code, words = MISTAKES[name]
     (home / "bad.tsv").write_text("a\tb\n1\t2\n")
-    ended = cli(*arguments.split())
+    os.mkfifo(home / "pipe")
+    ended = cli(*shlex.split(arguments))
     assert (ended.code, "Traceback" in ended.err) == (code, False), ended.err
     flat = " ".join(ended.err.replace("│", " ").split())
     assert all(word in flat for word in words), ended.err
@@ -108,7 +127,8 @@ def test_a_second_trainer_is_told_who_holds_the_lock(cli: Cli, home: Path) -> No
     with Store.open(home / "store") as store, store.trainer_lock("a trainer"):
         ended = cli("train", "--steps", "1")
     assert ended.code == 3
-    assert f"pid {os.getpid()}" in ended.err
+    assert f"pid {os.getpid()} on {socket.gethostname()} since 2" in ended.err
+    assert ": a trainer. Wait for it, or stop it." in ended.err
 
 
 def test_a_store_of_a_newer_format_is_refused_with_the_upgrade(cli: Cli, home: Path) -> None:
@@ -136,9 +156,73 @@ def test_quiet_says_only_the_answer(cli: Cli, home: Path) -> None:
     assert json.loads(ended.out)["frames"] == 0
 
 
+def test_what_is_no_file_is_left_out_and_told(cli: Cli, home: Path) -> None:
+    os.mkfifo(home / "media" / "film.mp4")
+    with socket.socket(socket.AF_UNIX) as ear:
+        ear.bind("media/ear.mp4")
+        for path in ("media", "media/film.mp4", "media/ear.mp4", "/dev/zero"):
+            ended = cli("ingest", path)
+            assert (ended.code, ended.err) == (0, "")
+            assert "pipe, socket or device" in ended.out
+
+
+@pytest.mark.parametrize("kilobytes", [0, 200])
+def test_a_disk_that_takes_no_more_is_told_in_a_line(home: Path, kilobytes: int) -> None:
+    """A limit on the size of files stands for a full disk: while the store is made, and while it is filled."""
+    big = np.random.default_rng(0).integers(0, 255, (160, 160, 3), np.uint8)
+    for n in range(40):
+        Image.fromarray(np.roll(big, n)).save(home / "media" / f"big{n}.png")
+    command = f"ulimit -f {kilobytes}; exec {sys.executable} -m cld_stream ingest media --store new -q"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    assert "disk" in ended.stderr or "too large" in ended.stderr
+
+
+def test_a_store_among_the_footage_is_no_footage(cli: Cli, home: Path) -> None:
+    before = json.loads(cli("ingest", ".", "--json").out)
+    again = json.loads(cli("ingest", ".", "--json").out)
+    assert not any("catalog.db" in f["path"] for f in before["files"])
+    assert again["changed"] == 0
+    assert "a frame store" in cli("ingest", "store").out
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_store_in_a_closed_folder_is_a_matter_of_permission(cli: Cli, home: Path) -> None:
+    (home / "closed").mkdir(mode=0)
+    ended = cli("ingest", "media", "--store", "closed/store")
+    assert (ended.code, "ermission" in ended.err) == (1, True), ended.err
+
+
+def test_how_much_is_told_may_be_said_after_the_command(cli: Cli, home: Path) -> None:
+    ended = cli("ingest", "media", "--quiet", "--json")
+    console.quiet = False
+    assert (ended.code, ended.err) == (0, "")
+    assert cli("status", "-vv").code == 0
+    with pytest.raises(StoreNotFoundError):  # the trace that --debug asks for
+        cli("status", "--store", "nowhere", "--debug")
+    assert cli("status").code == 0
+    assert cli("ingest", "--", "-q").err.startswith("-q: no such file")
+
+
 def test_the_lock_is_a_kernel_lock(cli: Cli, home: Path) -> None:
     lock = next((home / "store").glob("*writer*"))
     with lock.open("r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert cli("ingest", "media").code == 3
     assert cli("ingest", "media").code == 0
+
+
+def test_ctrl_c_ends_with_a_word_and_without_a_traceback() -> None:
+    code = (
+        "import sys, cld_stream.pipelines.status as status\n"
+        "from cld_stream.cli import main\n"
+        "def pressed(store): raise KeyboardInterrupt\n"
+        "status.status, sys.argv = pressed, ['cld-stream', 'status']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.startswith("Ended at once")
+    assert len(done.stderr.splitlines()) == 1

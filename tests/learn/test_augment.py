@@ -15,8 +15,9 @@ from cld_stream.learn.augment import (
     RATIOS,
     STD,
     Boxes,
-    TwoViews,
+    RandomViews,
     central_view,
+    erase,
     random_boxes,
     resized_crops,
 )
@@ -119,7 +120,7 @@ def test_jittered_colours_are_distributed_as_torchvisions() -> None:
     n = 1500
     x = frames(1, 8).expand(n, -1, -1, -1).contiguous()
     settings = AugmentSettings(**{**PLAIN, "jitter": 0.8, "grey": 0.2})
-    views = TwoViews(settings, 16)
+    views = RandomViews(settings, 16)
     ours = torch.cat(  # the order of the jitters is one for a batch: many small batches
         [pixels(views(x[i : i + 10], torch.ones(10), seeded(i))[0]) for i in range(0, n, 10)]
     )
@@ -130,7 +131,7 @@ def test_jittered_colours_are_distributed_as_torchvisions() -> None:
             v2.RandomGrayscale(0.2),
         ]
     )
-    start = pixels(TwoViews(AugmentSettings(**PLAIN), 16)(x[:1], torch.ones(1), seeded())[0])[0]
+    start = pixels(RandomViews(AugmentSettings(**PLAIN), 16)(x[:1], torch.ones(1), seeded())[0])[0]
     theirs = torch.stack([theirs_of(start) for _ in range(n)])
     statistics: list[Callable[[Tensor], Tensor]] = [
         lambda v: v.mean((2, 3)),  # brightness of each colour
@@ -143,19 +144,48 @@ def test_jittered_colours_are_distributed_as_torchvisions() -> None:
         torch.testing.assert_close(a.std(0), b.std(0), atol=0.015, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "share"), [("flip", 0.5), ("grey", 0.2), ("blur", 0.3)])
+@pytest.mark.parametrize(("name", "share"), [("flip", 0.5), ("grey", 0.2), ("blur", 0.3), ("erase", 0.4)])
 def test_chances_are_per_sample(name: str, share: float) -> None:
     x = frames(1, 16).expand(1000, -1, -1, -1).contiguous()
     changed, plain = (
-        TwoViews(AugmentSettings(**{**PLAIN, name: p}), 16)(x, torch.ones(1000), seeded(8))[0] for p in (share, 0.0)
+        RandomViews(AugmentSettings(**{**PLAIN, name: p}), 16)(x, torch.ones(1000), seeded(8))[0] for p in (share, 0.0)
     )
     differ = (changed - plain).abs().amax((1, 2, 3)) > 1e-3
     assert float(differ.float().mean()) == pytest.approx(share, abs=0.06)
 
 
+def test_erased_rectangles_are_distributed_as_torchvisions() -> None:
+    n, side = 2000, 32
+    x = torch.ones(n, 3, side, side)
+    ours = erase(x, 0.5, torch.rand(n, 23, generator=seeded(11)))
+    torch.manual_seed(12)
+    theirs_of = v2.RandomErasing(0.5)
+    theirs = torch.stack([theirs_of(one) for one in x])
+    for hole in ((1 - v[:, 0]) for v in (ours, theirs)):
+        assert float(hole.amax((1, 2)).mean()) == pytest.approx(0.5, abs=0.04)  # how often
+    measures: list[Callable[[Tensor], Tensor]] = [
+        lambda h: h.mean((1, 2)),  # share of the picture
+        lambda h: h.amax(1).sum(1),  # width
+        lambda h: h.amax(2).sum(1),  # height
+        lambda h: (h * torch.arange(side)).sum((1, 2)) / h.sum((1, 2)),  # where, across
+        lambda h: (h * torch.arange(side)[:, None]).sum((1, 2)) / h.sum((1, 2)),  # and down
+    ]
+    for of_hole in measures:
+        a, b = (of_hole(h[h.amax((1, 2)) > 0]) for h in (1 - ours[:, 0], 1 - theirs[:, 0]))
+        assert float(a.mean()) == pytest.approx(float(b.mean()), rel=0.06)
+        assert float(a.std()) == pytest.approx(float(b.std()), rel=0.1)
+
+
+def test_three_views_all_differ() -> None:
+    x, aspect = frames(4), torch.ones(4)
+    views = RandomViews(AugmentSettings(), 24, views=3)(x, aspect, seeded(13))
+    assert [v.shape for v in views] == [(4, 3, 24, 24)] * 3
+    assert min(float((views[i] - views[j]).abs().mean()) for i, j in ((0, 1), (0, 2), (1, 2))) > 0.1
+
+
 def test_views_are_two_and_differ_and_depend_on_the_generator_alone() -> None:
     x, aspect = frames(6), torch.linspace(0.5, 2, 6)
-    views = TwoViews(AugmentSettings(blur=0.5), 32)
+    views = RandomViews(AugmentSettings(blur=0.5), 32)
     torch.manual_seed(0)
     x1, x2 = views(x, aspect, seeded(9))
     torch.manual_seed(1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cld_stream.config import Settings, load_settings
 from cld_stream.learn.augment import central_view
+from cld_stream.learn.branches import BRANCHES
 from cld_stream.learn.learner import Learner, StepReport
 from cld_stream.learn.probes import knn_classify
 
@@ -158,6 +159,16 @@ def test_the_rate_rises_from_a_hundredth_and_then_stays(settings: Settings) -> N
     assert rates[5:] == pytest.approx([lr] * 3)
 
 
+def test_a_cosine_rate_falls_to_zero_at_the_last_step(settings: Settings) -> None:
+    optim = replace(settings.optim, schedule="cosine", total_steps=12, warmup_steps=4)
+    learner = Learner(replace(settings, optim=optim))
+    rates = [step(learner, range(8 * i, 8 * i + 8)).lr for i in range(13)]
+    assert rates[:5] == sorted(rates[:5])
+    assert rates[4] == pytest.approx(optim.lr)
+    assert rates[8] == pytest.approx(optim.lr / 2)
+    assert rates[12] == pytest.approx(0, abs=1e-12)
+
+
 def test_without_cld_the_group_head_learns_nothing(settings: Settings) -> None:
     learner = Learner(replace(settings, loss=replace(settings.loss, cld_weight=0.0)))
     report = step(learner, range(8))
@@ -202,14 +213,15 @@ def scenes(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return picture.clamp(0, 255).to(torch.uint8)[..., None].expand(-1, -1, -1, 3).contiguous(), label
 
 
-def test_a_short_training_beats_the_random_encoder(settings: Settings) -> None:
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_a_short_training_beats_the_random_encoder(settings: Settings, branch: str) -> None:
     n, train = 500, 320
     pixels, label = scenes(n, torch.Generator().manual_seed(0))
     settings = replace(
         settings,
         buffer=replace(settings.buffer, capacity=train),
         optim=replace(settings.optim, batch=48),
-        loss=replace(settings.loss, groups=24),
+        loss=replace(settings.loss, groups=24, branch=branch, key_momentum=0.9, queue=192),  # type: ignore[arg-type]
         augment=replace(settings.augment, scale_min=0.5),
     )
 
@@ -226,4 +238,4 @@ def test_a_short_training_beats_the_random_encoder(settings: Settings) -> None:
         step(learner, range(8 * i, 8 * i + 8), pixels)
     for _ in range(60):
         step(learner, (), pixels)
-    assert accuracy(learner) > start + 0.1
+    assert accuracy(learner) > start + 0.1, branch

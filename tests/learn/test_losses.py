@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -6,11 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cld_stream.learn import losses
-from cld_stream.learn.groups import local_kmeans
+from cld_stream.learn.groups import Grouping, local_kmeans
 from cld_stream.learn.losses import cross_level_loss, npid_loss
 from tests.learn.conftest import Golden
 from tests.learn.test_groups import CASES, unit_rows
+
+
+def by_kmeans(k: int, iters: int) -> Grouping:
+    return partial(local_kmeans, k=k, iters=iters)
+
 
 seeds = st.integers(0, 10**6)
 
@@ -24,18 +29,14 @@ def discrimination(query: Tensor, positive: Tensor, negatives: list[Tensor], tem
 @pytest.mark.data
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("form", ["", "_detached"])
-def test_cross_level_loss_and_gradients_are_those_of_the_authors(
-    golden: Golden, case: str, form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def held_constant(x: Tensor, k: int, iters: int) -> tuple[Tensor, Tensor]:
-        labels, centroids = local_kmeans(x, k, iters)
-        return labels, centroids.detach()
+def test_cross_level_loss_and_gradients_are_those_of_the_authors(golden: Golden, case: str, form: str) -> None:
+    def grouping(x: Tensor) -> tuple[Tensor, Tensor]:
+        labels, centroids = local_kmeans(x, int(k), int(iters))
+        return labels, centroids.detach() if form else centroids
 
-    if form:
-        monkeypatch.setattr(losses, "local_kmeans", held_constant)
     x1, x2 = (golden(f"cld/{case}/x{v}").requires_grad_() for v in (1, 2))
     k, iters, t = (float(golden(f"cld/{case}/{name}")) for name in ("K", "iters", "T"))
-    loss = cross_level_loss(x1, x2, int(k), int(iters), t)
+    loss = cross_level_loss(x1, x2, grouping, t)
     grad1, grad2 = torch.autograd.grad(loss, (x1, x2))
     torch.testing.assert_close(loss, golden(f"cld/{case}/loss"), atol=1e-5, rtol=0)
     torch.testing.assert_close(grad1, golden(f"cld/{case}/grad1{form}"), atol=1e-6, rtol=0)
@@ -124,21 +125,21 @@ def test_cross_level_loss_is_the_papers(n: int, k: int, iters: int, seed: int) -
         for i in range(n):
             others = [centroids[j] for j in range(k) if j != labels[i]]
             expected += discrimination(g[view][i], centroids[labels[i]], others, 0.2) / (2 * n)
-    assert float(cross_level_loss(*g, k, iters, 0.2)) == pytest.approx(expected, abs=1e-5)
+    assert float(cross_level_loss(*g, by_kmeans(k, iters), 0.2)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_cross_level_loss_treats_both_views_and_all_frames_alike() -> None:
     g1, g2, k = unit_rows(40, 8, 0), unit_rows(40, 8, 1), 6
     order = torch.cat([torch.arange(k), k + torch.randperm(34, generator=torch.Generator().manual_seed(3))])
-    loss = cross_level_loss(g1, g2, k, 5, 0.2)
-    torch.testing.assert_close(loss, cross_level_loss(g2, g1, k, 5, 0.2))
-    torch.testing.assert_close(loss, cross_level_loss(g1[order], g2[order], k, 5, 0.2))
+    loss = cross_level_loss(g1, g2, by_kmeans(k, 5), 0.2)
+    torch.testing.assert_close(loss, cross_level_loss(g2, g1, by_kmeans(k, 5), 0.2))
+    torch.testing.assert_close(loss, cross_level_loss(g1[order], g2[order], by_kmeans(k, 5), 0.2))
 
 
 def test_losses_stay_in_float32_under_autocast() -> None:
     f, bank = unit_rows(8, 16, 0), unit_rows(20, 16, 1)
     own = torch.arange(8)
-    plain = npid_loss(f, bank, own, 0.1), cross_level_loss(f, bank[:8], 3, 5, 0.2)
+    plain = npid_loss(f, bank, own, 0.1), cross_level_loss(f, bank[:8], by_kmeans(3, 5), 0.2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = npid_loss(f, bank, own, 0.1), cross_level_loss(f, bank[:8], 3, 5, 0.2)
+        cast = npid_loss(f, bank, own, 0.1), cross_level_loss(f, bank[:8], by_kmeans(3, 5), 0.2)
     assert plain == cast

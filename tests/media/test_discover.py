@@ -48,7 +48,9 @@ def test_link_loops_end_and_a_real_folder_comes_before_a_link_to_it(tmp_path: Pa
 
 def test_special_files_are_skipped_with_a_reason(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
-    assert discover([str(tmp_path)]).skipped == [(tmp_path / "pipe.mp4", "not a regular file")]
+    assert discover([str(tmp_path)]).skipped == [
+        (tmp_path / "pipe.mp4", "a pipe, socket or device: not a file that can be read again")
+    ]
 
 
 def test_cldignore_nests_as_gitignore_does(tmp_path: Path) -> None:

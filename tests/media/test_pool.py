@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -87,6 +88,30 @@ def test_a_hung_worker_is_killed_and_replaced(tmp_path: Path) -> None:
         assert not alive(stopped)
     assert [d.outcome for d in done] == ["BROKEN", "ADDED"]
     assert "hung" in done[0].reason
+
+
+@pytest.fixture(scope="module")
+def laborious(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture whose decoder computes for half a second in one call, without a sign of life."""
+    path = tmp_path_factory.mktemp("laborious") / "noise.jp2"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_a_decoder_that_computes_is_slow_and_not_hung(laborious: Path) -> None:
+    jobs = [Job(key=i, kind="photo", path=laborious) for i in range(2)]  # the first may find the worker starting
+    with DecodePool(1, IngestSettings(heartbeat_s=0.2)) as pool:
+        assert [d.outcome for d in outcomes(pool, jobs)] == ["ADDED"] * 2
+
+
+def test_a_decoder_that_computes_for_ever_is_ended_and_replaced(laborious: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.png"
+    Image.new("RGB", (20, 20)).save(small)
+    jobs = [Job(key=i, kind="photo", path=p) for i, p in enumerate([laborious, small])]
+    with DecodePool(1, IngestSettings(compute_s=0.2)) as pool:
+        done = outcomes(pool, jobs)
+    assert [d.outcome for d in done] == ["BROKEN", "ADDED"]
+    assert "0.2 s of computing" in done[0].reason
 
 
 def test_a_slow_consumer_is_not_taken_for_a_hung_worker(tmp_path: Path) -> None:

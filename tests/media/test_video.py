@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -44,7 +45,6 @@ def write_video(
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     gop: int = 250,
-    rotation: float | None = None,
     pixel: Fraction | None = None,
     **options: str,
 ) -> Path:
@@ -57,8 +57,6 @@ def write_video(
         stream.codec_context.time_base = TICK
         if pixel is not None:
             stream.codec_context.sample_aspect_ratio = pixel
-        if rotation is not None:
-            stream.set_display_rotation(rotation)
         for picture, time_ms in zip(pictures, times_ms, strict=True):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = time_ms, TICK
@@ -197,21 +195,43 @@ def test_what_the_plan_wants_is_what_the_reader_gives(tmp_path: Path) -> None:
             assert [f.time_s for f in read(path, fps=fps)[0]] == pytest.approx(wanted)
 
 
+# Display matrix (a, b, c, d): the pixel at (x, y) is shown at (a x + c y, b x + d y), moved into view.
+TURNS: dict[str, tuple[tuple[int, int, int, int], Callable[[Rgb], Rgb]]] = {
+    "as it is": ((1, 0, 0, 1), lambda x: x),
+    "a quarter turn clockwise": ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),
+    "upside down": ((-1, 0, 0, -1), lambda x: np.rot90(x, 2)),
+    "a quarter turn counter-clockwise": ((0, -1, 1, 0), np.rot90),
+    "left and right swapped": ((-1, 0, 0, 1), np.fliplr),
+    "top and bottom swapped": ((1, 0, 0, -1), np.flipud),
+    "mirrored at one diagonal": ((0, 1, 1, 0), lambda x: x.swapaxes(0, 1)),
+    "mirrored at the other": ((0, -1, -1, 0), lambda x: np.rot90(x.swapaxes(0, 1), 2)),
+}
+
+
+def set_display_matrix(path: Path, a: int, b: int, c: int, d: int) -> None:
+    """Rewrite the track's matrix in an MP4 file."""
+    data = bytearray(path.read_bytes())
+    upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    at = data.index(upright, data.index(b"tkhd"))
+    data[at : at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+
+
 @pytest.mark.parametrize("reader", ["pyav", "decord"])
-@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
-def test_rotation_is_applied(reader: str, degrees: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("turn", TURNS)
+def test_every_display_matrix_is_applied(reader: str, turn: str, tmp_path: Path) -> None:
     picture = np.full((64, 96, 3), 255, np.uint8)
-    picture[:32, :48] = 0  # dark upper left corner
-    path = write_video(tmp_path / "r.mp4", [picture] * 10, steady(10), rotation=degrees)
+    picture[:32, :48], picture[:32, 48:] = 0, 100  # a dark upper left corner, a grey upper right one
+    matrix, show = TURNS[turn]
+    path = write_video(tmp_path / "r.mp4", [picture] * 10, steady(10))
+    set_display_matrix(path, *matrix)
     frames, done = read(path, reader=reader)
     assert (done.outcome, done.reader) == ("ADDED", reader)
     shown = np.asarray(Image.open(io.BytesIO(frames[0].jpeg)).convert("L"))
-    upright = np.rot90(picture[..., 0], degrees // 90)
-    for y, x in ((0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)):
-        a = shown[int(y * 160), int(x * 160)]
-        b = upright[int(y * upright.shape[0]), int(x * upright.shape[1])]
-        assert abs(int(a) - int(b)) < 20
+    upright = show(picture[..., 0])
     height, width = upright.shape
+    for y, x in ((0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)):
+        assert abs(int(shown[int(y * 160), int(x * 160)]) - int(upright[int(y * height), int(x * width)])) < 20
     assert frames[0].aspect == pytest.approx(width / height)
 
 
@@ -275,8 +295,22 @@ def test_a_file_without_any_frame_is_broken_for_a_stated_reason(content: bytes, 
     assert any(r in done.reason for r in reason.split("|")), done.reason
 
 
+def test_tags_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "t.mp4"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Zwanzig"
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(5), format="rgb24")))
+        container.mux(stream.encode(None))
+    assert path.read_bytes().count(b"Zwanzig") == 1
+    path.write_bytes(path.read_bytes().replace(b"Zwanzig", b"Zw\xe4nzig"))
+    frames, done = read(path)
+    assert (len(frames), done.outcome) == (1, "ADDED")
+
+
 def test_a_missing_file_is_broken(tmp_path: Path) -> None:
-    assert read(tmp_path / "none.mp4")[1] == Done("BROKEN", "the file is gone")
+    assert read(tmp_path / "none.mp4")[1] == Done("BROKEN", "the file vanished before it was read")
 
 
 def test_a_file_with_sound_only_is_skipped(tmp_path: Path) -> None:
@@ -287,7 +321,7 @@ def test_a_file_with_sound_only_is_skipped(tmp_path: Path) -> None:
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
         container.mux(stream.encode(None))
-    assert read(path)[1] == Done("SKIPPED", "no video stream")
+    assert read(path)[1] == Done("SKIPPED", "it holds no video, only sound or data")
 
 
 def test_pictures_above_the_pixel_limit_are_refused(tmp_path: Path) -> None:

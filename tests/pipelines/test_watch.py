@@ -272,6 +272,7 @@ def test_hidden_and_ignored_files_and_the_store_itself_are_left_alone(media: Pat
     (media / ".cldignore").write_text("*.tmp.png\n")
     arrive(photograph, media / "half.tmp.png")
     arrive(photograph, media / ".hidden.png")
+    Store.create(media / "another store", QUICK.store).close()
     store = media / "store"
     with Watching(store, media, notices="auto") as w:
         w.until_taken("a.mp4", "c.jpg")
@@ -297,13 +298,30 @@ def test_inputs_that_cannot_be_watched_are_named_and_no_store_is_made(media: Pat
 
 def test_a_second_writer_is_told_who_is_at_work_and_status_shows_it(media: Path, store: Path) -> None:
     with Watching(store, media) as w:
-        w.until_taken("a.mp4")
+        w.until_taken("a.mp4", "c.jpg")
         with pytest.raises(LockHeldError, match=rf"pid {os.getpid()} .*ingest --watch {media}"):
             ingest(store, [str(media)], QUICK)
-        assert [run["kind"] for run in status(store).runs] == ["ingest"]
-    assert status(store).runs == []
-    with Store.open(store) as opened:
-        assert opened.catalog.runs()[-1].outcome == "done"
+        with pytest.raises(LockHeldError, match="stop it, forget, and start it again"):
+            forget(store, "a.mp4")
+        assert [(p.kind, p.state) for p in status(store).processes] == [("ingest", "running")]
+    (last,) = status(store).processes
+    assert (last.kind, last.state, last.outcome, last.numbers["state"]) == ("ingest", "ended", "done", "done")
+    assert (last.numbers["taken"], last.numbers["frames"], last.numbers["dropped"]) == (2, 6, 0)
+
+
+def test_a_store_stays_within_limits_while_it_is_watched(tmp_path: Path, store: Path) -> None:
+    media = tmp_path / "media"
+    for i in range(24):
+        arrive(photograph, media / f"{chr(97 + i)}.png", seed=i)
+    with Watching(store, media, max_frames=20) as w:
+        w.until_taken("a.png", "x.png")
+        for i in range(24, 40):
+            arrive(photograph, media / "later" / f"later {chr(73 + i)}.png", seed=i)
+        w.until_taken(*(f"later {chr(73 + i)}.png" for i in range(24, 40)))
+    assert w.report is not None
+    assert (w.report.frames, w.report.frames - w.report.dropped, w.report.notes) == (40, _frames(store), [])
+    assert 0 < _frames(store) <= 20
+    assert {s.outcome for s in ledger(store).values()} == {Outcome.ADDED}
 
 
 def test_a_system_that_does_not_tell_of_changes_is_no_error(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine
 
@@ -23,6 +24,7 @@ from tests.storage.pictures import new_source, picture
 SETTINGS = StoreSettings(size=16, shard_frames=5)
 PLAN = {"/a/one.mp4": 6, "/a/two.mp4": 3, "/a/three.jpg": 1, "/a/four.mp4": 3}  # frames of each
 COMMIT = 3  # frames in a commit
+DROPPED = 7  # frames
 
 
 class Fuse:
@@ -82,11 +84,18 @@ def forget(path: Path) -> None:
             writer.forget(1)
 
 
+def drop(path: Path) -> None:
+    """Drop the oldest frames, of the first shard and of a part of the second."""
+    with Store.open(path) as store, store.writer("drop") as writer:
+        if store.catalog.frame_count() == sum(PLAN.values()):
+            writer.drop(np.arange(DROPPED))
+
+
 def main() -> None:
     what, path, steps = sys.argv[1:]
     fuse = Fuse(int(steps))
     fuse.insert()
-    {"fill": fill, "forget": forget}[what](Path(path))
+    {"fill": fill, "forget": forget, "drop": drop}[what](Path(path))
     print(fuse.count)
 
 

@@ -16,7 +16,7 @@ import pytest
 from cld_stream.storage.rebuild import check
 from cld_stream.storage.schema import Frames
 from cld_stream.storage.store import Store
-from tests.storage.kill_child import PLAN, fill
+from tests.storage.kill_child import DROPPED, PLAN, fill
 from tests.storage.pictures import jpeg
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -48,12 +48,12 @@ def finish(process: subprocess.Popen[str]) -> int | None:
 
 def in_child(what: str, path: Path, steps: int) -> bool:
     """The same in a fork, which starts a hundred times faster; true when it came to its end."""
-    from tests.storage.kill_child import Fuse, forget
+    from tests.storage.kill_child import Fuse, drop, forget
 
     pid = os.fork()
     if pid == 0:
         Fuse(steps).insert()
-        {"fill": fill, "forget": forget}[what](path)
+        {"fill": fill, "forget": forget, "drop": drop}[what](path)
         os._exit(0)
     return os.waitpid(pid, 0)[1] == 0
 
@@ -117,6 +117,30 @@ def test_a_forget_killed_at_every_durable_step_is_completed_by_the_next_writer(
             break
         steps += 1
     assert steps > 10
+
+
+def test_a_drop_killed_at_every_durable_step_is_completed_by_the_next_writer(memory: Path) -> None:
+    steps = 1
+    while True:
+        path = memory / f"cut{steps}"
+        fill(path)
+        ended = in_child("drop", path, steps)
+        with Store.open(path) as store, store.reader(threads=1) as reader:
+            begun = store.catalog.keeps_dropped() and len(store.catalog.dropped(source=1)) > 0
+            seen = reader.jpegs(range(len(EXPECTED)))
+            assert all(jpeg in (b"", whole) for jpeg, whole in zip(seen, EXPECTED, strict=True)), f"killed at {steps}"
+            assert seen[DROPPED:] == EXPECTED[DROPPED:], f"killed at step {steps}"
+            with store.writer("next"):
+                pass
+            assert reader.jpegs(range(DROPPED)) == ([b""] * DROPPED if begun else EXPECTED[:DROPPED])
+            assert len(store.catalog.live_ids()) == len(EXPECTED) - DROPPED * begun
+            assert sum(s.frames for s in store.catalog.sources()) == store.catalog.frame_count()
+            assert check(store) == [], f"killed at step {steps}"
+        if ended:
+            assert begun
+            break
+        steps += 1
+    assert steps > 8
 
 
 def assert_no_trace(path: Path) -> None:

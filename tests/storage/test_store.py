@@ -111,14 +111,18 @@ def test_the_lock_ends_with_the_process_that_held_it(tmp_path: Path) -> None:
         pass
 
 
-def test_a_file_system_that_cannot_lock_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_that_cannot_lock_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     def no_locks(fd: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(number, os.strerror(number))
 
     with Store.create(tmp_path / "s", SMALL) as store:
         monkeypatch.setattr(fcntl, "flock", no_locks)
-        with pytest.raises(StoreError, match="cannot lock files"):
-            store.writer("test").__enter__()
+        for lock in (store.writer("test"), store.trainer_lock()):
+            with pytest.raises(StoreError, match=r"cannot lock files .*Put it on a local disk"):
+                lock.__enter__()
 
 
 def test_nothing_of_an_uncommitted_append_is_stored(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,7 @@ def fine_tune(
     crop: int,
     steps: int = STEPS,
     seed: int = 0,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Classifier:
     """Fit a copy of the backbone and a linear layer on labelled pictures.
 
@@ -77,6 +79,7 @@ def fine_tune(
         pixels_NSS3, aspect_N: stored frames (uint8), and width / height of what they show.
         labels_N: 0 <= label < classes.
         crop: side of a view [pixels].
+        on_step: told (steps done, steps in all); may raise to end it.
 
     Returns:
         The classifier in eval mode, on the encoder's device.
@@ -103,4 +106,6 @@ def fine_tune(
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+            if on_step is not None:
+                on_step(step + 1, steps)
     return model.requires_grad_(False)

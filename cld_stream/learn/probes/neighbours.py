@@ -105,7 +105,7 @@ def target_ranks(
         part = slice(start, start + chunk)
         similarity_qN = query_QD[part].float() @ gallery_ND.T
         at_q1 = target_Q[part, None]
-        ahead_qN = similarity_qN >= similarity_qN.gather(1, at_q1)
+        ahead_qN = ~(similarity_qN < similarity_qN.gather(1, at_q1))  # also where one of them is not a number
         if blocked_QN is not None:
             ahead_qN &= ~blocked_QN[part]
         ahead_qN.scatter_(1, at_q1, True)

@@ -1,0 +1,61 @@
+"""NPID: each frame against the memory bank (Wu et al. 2018)."""
+
+import torch
+from torch import Tensor
+
+from cld_stream.config import Settings
+from cld_stream.learn.branches.branch import Batch, Branch
+from cld_stream.learn.encoder import Encoder
+from cld_stream.learn.losses import nce_loss, nce_normaliser, npid_loss
+
+__all__ = ["NPID"]
+
+
+class NPID(Branch):
+    """Full softmax over all live rows, or noise-contrastive estimation with m drawn ones (`loss.negatives`).
+
+    The bank itself belongs to the learner, which keeps one under every branch.
+    """
+
+    log_z: Tensor  # NaN until the first step
+
+    def __init__(self, settings: Settings, encoder: Encoder) -> None:
+        super().__init__(settings, encoder)
+        self._temperature, self._negatives = settings.loss.temperature_instance, settings.loss.negatives
+        if self._negatives:
+            self.register_buffer("log_z", torch.tensor(torch.nan))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Each view against the rows of the bank."""
+        b, t = batch, self._temperature
+        if self._negatives:
+            return self._sampled(batch)
+        bank = {"live_M": b.bank.live_M, "newborn_N": b.newborn_N}
+        first = npid_loss(b.f1_ND, b.bank.rows_MD, b.slots_N, t, other_ND=b.f2_ND, **bank)
+        second = npid_loss(b.f2_ND, b.bank.rows_MD, b.slots_N, t, other_ND=b.f1_ND, **bank)
+        return (first + second) / 2
+
+    def _sampled(self, batch: Batch) -> Tensor:
+        """As in the public implementations, Z is estimated from the first batch and then stays.
+
+        Departures: both views of a whole batch share one draw of m rows, with replacement, which makes it one
+        matrix product; positives of newborn frames are the other view, as in `npid_loss`.
+        """
+        b, t = batch, self._temperature
+        live_L = b.bank.live_M.nonzero()[:, 0]
+        u_m = torch.rand(self._negatives, generator=b.generator, device=b.generator.device).to(live_L.device)
+        rows_mD = b.bank.rows_MD[live_L[(u_m * len(live_L)).long()]] if len(live_L) else b.bank.rows_MD[:0]
+        by_row_N1 = ((b.slots_N >= 0) & ~b.newborn_N)[:, None]
+        own_ND = b.bank.rows_MD[b.slots_N.clamp(min=0)]
+        positive1_ND = torch.where(by_row_N1, own_ND, b.f2_ND.detach())
+        positive2_ND = torch.where(by_row_N1, own_ND, b.f1_ND.detach())
+        self._log_z = torch.where(self.log_z.isnan(), nce_normaliser(b.f1_ND, positive1_ND, rows_mD, t), self.log_z)
+        first = nce_loss(b.f1_ND, positive1_ND, rows_mD, t, self._log_z)
+        second = nce_loss(b.f2_ND, positive2_ND, rows_mD, t, self._log_z)
+        return (first + second) / 2
+
+    def follow(self, encoder: Encoder) -> None:
+        """Keep the first batch's normaliser; the bank is the learner's."""
+        del encoder
+        if self._negatives:
+            self.log_z.copy_(self._log_z)

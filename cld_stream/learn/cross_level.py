@@ -1,0 +1,99 @@
+"""The cross-level term with what it remembers: local groups, persistent ones over the bank, or half of each."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from cld_stream.config import LossSettings
+from cld_stream.learn.bank import MemoryBank
+from cld_stream.learn.groups import Grouping, local_kmeans
+from cld_stream.learn.incremental import IncrementalKMeans
+from cld_stream.learn.losses import bank_level_loss, cross_level_loss
+from cld_stream.learn.ncut import normalised_cuts
+
+__all__ = ["CrossLevel"]
+
+# Shape suffixes: N frames, D features.
+
+_LOCAL_SHARE = {"local": 1.0, "bank": 0.0, "both": 0.5}
+
+
+class CrossLevel:
+    """L_G, the group branch (Wang, Liu, Yu 2021, section 3). With `local` groups alone it remembers nothing.
+
+    Attributes:
+        grouping: how the rows of one view fall into local groups.
+        bank: f_G of every buffered frame, by slot; None with local groups alone. See docs/decisions/033-bank-groups.md.
+        groups: the persistent groups of its rows; None likewise.
+    """
+
+    def __init__(self, loss: LossSettings, capacity: int, dim: int, device: torch.device) -> None:
+        self._loss, self._local = loss, _LOCAL_SHARE[loss.cross_level]
+        if loss.grouping == "ncut":
+            self.grouping: Grouping = partial(
+                normalised_cuts, k=loss.groups, eigenvectors=loss.groups, iters=loss.kmeans_iters
+            )
+        else:
+            self.grouping = partial(local_kmeans, k=loss.groups, iters=loss.kmeans_iters)
+        self.bank: MemoryBank | None = None
+        self.groups: IncrementalKMeans | None = None
+        if self._local < 1:
+            self.bank = MemoryBank(capacity, dim, loss.bank_momentum, device)
+            self.groups = IncrementalKMeans(loss.bank_groups, dim, capacity, device=device)
+
+    def __call__(self, g1_ND: Tensor, g2_ND: Tensor, slots_N: Tensor, newborn_N: Tensor) -> Tensor:
+        """The term, in nats; changes nothing.
+
+        Args:
+            g1_ND, g2_ND: unit group features of the two views.
+            slots_N: slot of each frame; -1 = none.
+            newborn_N: whose rows are not theirs yet.
+        """
+        term, share, t = g1_ND.new_zeros(()), self._local, self._loss.temperature_group
+        if share > 0:
+            term = term + share * cross_level_loss(g1_ND, g2_ND, self.grouping, t)
+        if self.groups is not None and len(self.groups):  # there are none before the first step
+            own_N = torch.where(newborn_N, -1, slots_N)
+            labels1_N, labels2_N = (self.groups.group_of(own_N, g.detach()) for g in (g2_ND, g1_ND))
+            term = term + (1 - share) * bank_level_loss(g1_ND, g2_ND, labels1_N, labels2_N, self.groups.centroids(), t)
+        return term
+
+    def follow(
+        self, g1_ND: Tensor, g2_ND: Tensor, slots_N: Tensor, newborn_N: Tensor, step: int, rng: torch.Generator
+    ) -> None:
+        """Rows and groups move, now that the step has gone well. `rng` cuts groups at a refinement."""
+        if self.bank is None or self.groups is None:
+            return
+        g1_ND, g2_ND = g1_ND.detach(), g2_ND.detach()
+        old_N = ~newborn_N & (slots_N >= 0)
+        self.bank.fill(slots_N[newborn_N], (g1_ND + g2_ND)[newborn_N], step)
+        self.bank.update(slots_N[old_N], g1_ND[old_N], g2_ND[old_N], step)
+        taken = slots_N[slots_N >= 0]
+        self.groups.partial_fit(self.bank.rows_MD[taken], taken)
+        if (step + 1) % self._loss.bank_refine_steps == 0:
+            self.groups.refine(self.bank.rows_MD, self.bank.live_M, rng)
+
+    def forget(self, slots_N: Tensor) -> None:
+        """The frames of these slots are gone."""
+        if self.bank is not None and self.groups is not None:
+            self.bank.kill(slots_N)
+            self.groups.forget(slots_N)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that is remembered, by name (not copies)."""
+        if self.bank is None or self.groups is None:
+            return {}
+        parts = {"bank": self.bank.state_dict(), "groups": self.groups.state_dict()}
+        return {f"{part}.{name}": t for part, state in parts.items() for name, t in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take a saved state over.
+
+        Raises:
+            KeyError, ValueError: it is that of other settings.
+        """
+        for part, owner in (("bank", self.bank), ("groups", self.groups)):
+            if owner is not None:
+                owner.load_state_dict({n.removeprefix(f"{part}."): t for n, t in state.items() if n.startswith(part)})

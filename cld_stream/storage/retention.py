@@ -1,0 +1,82 @@
+"""Dropping the oldest frames (`SPEC.md` section 6): their pictures go, and who they were is kept while a snapshot names
+them. Every step may be repeated after a crash."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import delete, func, insert, select, update
+
+from cld_stream.storage import schema
+from cld_stream.storage.catalog import Catalog
+from cld_stream.storage.header import Header
+from cld_stream.storage.shards import ArrayState, empty_elements, write_array_state
+from cld_stream.storage.sidecars import (
+    catalog_sidecar,
+    read_sidecar,
+    sidecar_path,
+    without_frames,
+    write_sidecar,
+)
+
+__all__ = ["begin_dropping", "complete_dropping", "forget_unnamed"]
+
+_AT_ONCE = 4096
+
+
+def begin_dropping(catalog: Catalog, ids: NDArray[np.int64]) -> None:
+    """Note durably that these live frames are to be dropped; from here on it will be completed."""
+    columns = [column.name for column in schema.frames.c]
+    with catalog.writing() as tx:
+        schema.dropped.create(tx, checkfirst=True)
+        for i in range(0, len(ids), _AT_ONCE):
+            part = schema.frames.c.id.in_(ids[i : i + _AT_ONCE].tolist())
+            tx.execute(insert(schema.dropped).from_select(columns, select(schema.frames).where(part)))
+
+
+def complete_dropping(path: Path, header: Header, catalog: Catalog) -> int:
+    """Drop every frame that was begun with; the caller has the writer lock.
+
+    Returns:
+        Frames dropped.
+    """
+    if not catalog.keeps_dropped():
+        return 0
+    begun, frame, source = schema.dropped.c.dropped_utc.is_(None), schema.frames.c, schema.sources.c
+    mine = select(schema.dropped.c.id).where(begun)
+    with catalog.reading() as tx:
+        ids = np.fromiter(tx.execute(mine.order_by(schema.dropped.c.id)).scalars(), np.int64)
+        now = tx.execute(select(schema.state)).mappings().one()
+    if not len(ids):
+        return 0
+    size, shards = header.shard_frames, int(now["sealed"]) // header.shard_frames
+    empty_elements(path / "frames", size, ids[ids < now["sealed"]])
+    for shard in np.unique(ids[ids < now["sealed"]] // size).tolist():
+        file = sidecar_path(path, shard)
+        write_sidecar(file, without_frames(read_sidecar(file), ids))
+    generation = int(now["generation"]) + 1
+    write_array_state(path / "frames", ArrayState(now["sealed"], generation), size)
+    left = select(func.count()).where(frame.source == source.id).scalar_subquery()
+    touched = select(schema.dropped.c.source).where(begun)
+    with catalog.writing() as tx:
+        tx.execute(delete(schema.tail).where(schema.tail.c.id.in_(mine)))
+        gone = tx.execute(delete(schema.frames).where(frame.id.in_(mine))).rowcount
+        tx.execute(update(schema.sources).where(source.id.in_(touched)).values(frames=left, since_shard=shards))
+        tx.execute(update(schema.state).values(generation=generation, frames=schema.state.c.frames - gone))
+    if shards:  # the last mention of a source counts when the catalog is rebuilt
+        write_sidecar(sidecar_path(path, shards - 1), catalog_sidecar(catalog, header, shards - 1))
+    with catalog.writing() as tx:
+        tx.execute(update(schema.dropped).where(begun).values(dropped_utc=time.time()))
+    return len(ids)
+
+
+def forget_unnamed(catalog: Catalog, named: NDArray[np.int64]) -> int:
+    """Forget who dropped frames were, but for those of the given ids, which snapshots name; gives how many."""
+    with catalog.reading() as tx:
+        kept = np.fromiter(tx.execute(select(schema.dropped.c.id)).scalars(), np.int64)
+    unnamed = np.setdiff1d(kept, named).tolist()
+    with catalog.writing() as tx:
+        for i in range(0, len(unnamed), _AT_ONCE):
+            tx.execute(delete(schema.dropped).where(schema.dropped.c.id.in_(unnamed[i : i + _AT_ONCE])))
+    return len(unnamed)

@@ -1,0 +1,46 @@
+"""Logs do not fill the disk, however long training runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cld_stream.pipelines.metrics import MetricsLog, TrainProgress, finite, log
+
+
+def progress(step: int) -> TrainProgress:
+    return TrainProgress(
+        state="training", step=step, updates=step, loss=1.0, instance=0.5, cld=0.5, frames_s=1.0, data_wait=0.0, lag=0,
+        thinned=0, fed=0, committed=0, buffered=0, capacity=1, groups=1, feature_std=0.1, effective_rank=3.0, lr=0.1,
+        cbp=1, rescues=0,
+    )  # fmt: skip
+
+
+def size(*files: Path) -> int:
+    return sum(file.stat().st_size for file in files)
+
+
+def test_every_log_stays_below_its_limit_and_loses_the_oldest_first(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, limit_mb=1) as logs:
+        for step in range(3600):
+            logs.write(progress(step))
+        for n in range(3600):
+            log.info("event %d of many: %s", n, "x" * 500)
+    parts = [tmp_path / "metrics.jsonl", *sorted(tmp_path.glob("metrics.jsonl.*"))]
+    steps = [json.loads(line)["step"] for part in reversed(parts) for line in part.read_text().splitlines()]
+    assert steps == list(range(steps[0], 3600))
+    assert 0 < steps[0] < 3000
+    assert 500_000 < size(*parts) <= 1_000_000
+    assert 500_000 < size(*tmp_path.glob("train.log*")) <= 1_000_000
+    assert 500_000 < size(*(tmp_path / "tensorboard").iterdir()) <= 1_200_000  # looked at now and then
+
+
+def test_a_log_on_a_full_disk_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with MetricsLog(tmp_path) as logs:
+        logs.write(progress(1))
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_json_cannot_hold_is_null() -> None:
+    assert [finite(v) for v in (1, 2.5, "x", float("nan"), float("inf"))] == [1, 2.5, "x", None, None]
