@@ -100,19 +100,18 @@ class Bench:
         with torch.no_grad():
             out = learner.encoder.eval()(self.views)
         (f1, f2), (g1, g2) = (x.detach().requires_grad_().chunk(2) for x in (out.instance_Nd, out.group_Nd))
-        batch = Batch(slots, slots, slots < 0, (), f1, f2, learner.bank, torch.Generator())
+        batch = Batch(slots, slots, slots < 0, self.views[None, :0], f1, f2, learner.bank, torch.Generator())
         parameters = list(learner.encoder.parameters())
         for p in parameters:
             p.grad = torch.zeros_like(p)
+        grads = [p.grad for p in parameters if p.grad is not None]
         optimiser = torch.optim.SGD(parameters, lr=0.0, momentum=s.optim.momentum)
 
         def cross_level() -> None:
             cross_level_loss(g1, g2, learner.cross_level.grouping, s.loss.temperature_group).backward()  # type: ignore[no-untyped-call]
 
         def finite_and_sgd() -> None:
-            torch.stack(
-                [norm.isfinite() for norm in torch._foreach_norm([p.grad for p in parameters if p.grad is not None])]
-            ).all().item()
+            torch.stack([norm.isfinite() for norm in torch._foreach_norm(grads)]).all().item()
             optimiser.step()
 
         def bank() -> None:

@@ -32,7 +32,7 @@ def tune(
             "[default: one temperature, lambda or K changed at a time]"
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of each short run.", min=1)] = 200,
+    steps: Annotated[int, typer.Option(help="Steps of each short run.", min=1)] = 600,
     seeds: Annotated[int, typer.Option(help="Runs of each candidate.", min=1, max=100)] = 2,
     frames: Annotated[int, typer.Option(help="Frames of the store to use, at most.", min=128)] = 4096,
     out: Annotated[Path | None, typer.Option(help="Write the best settings (TOML, for --config).")] = None,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from cld_stream.config import AugmentSettings
-from cld_stream.learn.colour import blur, brightness, contrast, greyscale, hue, saturation
+from cld_stream.learn.colour import blur, brightness, contrast, hue, saturation
+from cld_stream.learn.precision import fast_float32
 
 __all__ = ["MEAN", "RATIOS", "STD", "Boxes", "RandomViews", "central_view", "erase", "random_boxes", "resized_crops"]
 
@@ -28,6 +29,9 @@ ERASED, ERASED_RATIOS = (0.02, 0.33), (0.3, 3.3)
 """Share of the picture that erasing takes, and its height / width: torchvision's."""
 
 _TRIES = 10
+
+_PIECE = 16
+"""Frames at a time on a CPU, so that all passes over their views stay in its cache. Elsewhere all at once."""
 
 
 class Boxes(NamedTuple):
@@ -53,7 +57,7 @@ class RandomViews:
         self.augment, self.crop, self.views = augment, crop, views
 
     @torch.no_grad()
-    def __call__(self, frames_NSS3: Tensor, aspect_N: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def __call__(self, frames_NSS3: Tensor, aspect_N: Tensor, generator: torch.Generator) -> Tensor:
         """So many views of each frame.
 
         Args:
@@ -63,47 +67,54 @@ class RandomViews:
                 with a CPU generator they do not depend on the frames' device.
 
         Returns:
-            x1, x2, ...: float32 (N, 3, crop, crop), normalised, channels_last.
+            float32 (views, N, 3, crop, crop), normalised. Flattened to one batch it is channels_last.
         """
-        device, a, views = frames_NSS3.device, self.augment, self.views
+        n, device, a, views = len(frames_NSS3), frames_NSS3.device, self.augment, self.views
 
         def uniform(rows: int, columns: int) -> Tensor:
             return torch.rand(rows, columns, generator=generator, device=generator.device).to(device)
 
         # columns: crop 0-21, flip, jitter, four strengths, grey, blur, sigma
-        u_VR = uniform(views * len(frames_NSS3), 31)
+        u_VR = uniform(views * n, 31)
         orders = [torch.randperm(4, generator=generator, device=generator.device).tolist() for _ in range(views)]
         aspect_V = aspect_N.to(device, torch.float32).repeat(views)
-        boxes = random_boxes(aspect_V, a.scale_min, u_VR[:, :22])
-        x_V3CC = resized_crops(frames_NSS3, boxes, self.crop, u_VR[:, 22] < a.flip)
-        split = zip(x_V3CC.chunk(views), u_VR[:, 23:].chunk(views), orders, strict=True)
-        out = [_normalised(self._colours(x, u, order)) for x, u, order in split]
+        boxes, flip_V = random_boxes(aspect_V, a.scale_min, u_VR[:, :22]), u_VR[:, 22] < a.flip
+        colours_VR = self._colours(u_VR[:, 23:])
+        index_vN = torch.arange(views * n, device=device).view(views, n)
+        x_V3CC = torch.empty(views * n, 3, self.crop, self.crop, device=device, memory_format=torch.channels_last)
+        out = x_V3CC.view(views, n, *x_V3CC.shape[1:])
+        size = _PIECE if device.type == "cpu" else n
+        for start in range(0, n, size):
+            piece = slice(start, start + size)
+            at = index_vN[:, piece].flatten()
+            crops = resized_crops(frames_NSS3[piece], Boxes(*(part[at] for part in boxes)), self.crop, flip_V[at])
+            for i, x in enumerate(crops.chunk(views)):
+                out[i, piece] = _normalise(self._recoloured(x, colours_VR[index_vN[i, piece]], orders[i]))
         if a.erase > 0:
-            out = [erase(x, a.erase, uniform(len(x), 23)) for x in out]
-        return tuple(out)
+            for x in out:
+                x.copy_(erase(x, a.erase, uniform(n, 23)))
+        return out
 
-    def _colours(self, x_N3CC: Tensor, u_N8: Tensor, order: list[int]) -> Tensor:
-        """Colour jitter, grey and blur of one view."""
+    def _colours(self, u_VR: Tensor) -> Tensor:
+        """(V, 6): factors of brightness, contrast and saturation, turns of the hue, factor of grey, sigma of blur."""
         a = self.augment
-        jittered_N = u_N8[:, 0] < a.jitter
-        jitters = (
-            (brightness, a.brightness, 1.0),
-            (contrast, a.contrast, 1.0),
-            (saturation, a.saturation, 1.0),
-            (hue, a.hue, 0.0),
-        )
+        strength_4 = u_VR.new_tensor([a.brightness, a.contrast, a.saturation, a.hue])
+        neutral_4 = u_VR.new_tensor([1.0, 1.0, 1.0, 0.0])
+        jitter_V4 = neutral_4 + strength_4 * (2 * u_VR[:, 1:5] - 1) * (u_VR[:, :1] < a.jitter)
+        grey_V, blurred_V = u_VR[:, 5] >= a.grey, u_VR[:, 6] < a.blur
+        return torch.cat([jitter_V4, torch.stack([grey_V, (0.1 + 1.9 * u_VR[:, 7]) * blurred_V], 1)], 1)
+
+    def _recoloured(self, x_N3CC: Tensor, colours_NR: Tensor, order: list[int]) -> Tensor:
+        """Colour jitter, grey and blur of one view; see `_colours`."""
+        a, factors = self.augment, colours_NR.unbind(1)
+        jitters = ((brightness, a.brightness), (contrast, a.contrast), (saturation, a.saturation), (hue, a.hue))
         for i in order:
-            change, strength, neutral = jitters[i]
+            change, strength = jitters[i]
             if strength > 0 and a.jitter > 0:
-                factor_N = neutral + strength * (2 * u_N8[:, 1 + i] - 1)
-                x_N3CC = change(x_N3CC, torch.where(jittered_N, factor_N, neutral))
-        grey_N = u_N8[:, 5] < a.grey
+                x_N3CC = change(x_N3CC, factors[i])
         if a.grey > 0:
-            x_N3CC = torch.where(grey_N[:, None, None, None], greyscale(x_N3CC), x_N3CC)
-        if a.blur > 0:
-            sigma_N = 0.1 + 1.9 * u_N8[:, 7]
-            x_N3CC = blur(x_N3CC, torch.where(u_N8[:, 6] < a.blur, sigma_N, 0.0))
-        return x_N3CC
+            x_N3CC = saturation(x_N3CC, factors[4])
+        return blur(x_N3CC, factors[5]) if a.blur > 0 else x_N3CC
 
 
 @torch.no_grad()
@@ -123,7 +134,7 @@ def central_view(frames_NSS3: Tensor, aspect_N: Tensor, crop: int) -> Tensor:
     """
     aspect_N = aspect_N.to(frames_NSS3.device, torch.float32)
     x_N3CC = resized_crops(frames_NSS3, _central_boxes(aspect_N), crop)
-    return _normalised(x_N3CC)
+    return _normalise(x_N3CC).contiguous(memory_format=torch.channels_last)
 
 
 def random_boxes(aspect_N: Tensor, scale_min: float, u_NR: Tensor) -> Boxes:
@@ -191,31 +202,31 @@ def resized_crops(frames_NSS3: Tensor, boxes: Boxes, crop: int, flip_V: Tensor |
     """
     n, side = frames_NSS3.shape[:2]
     views = len(boxes.top_N) // n
-    rows_VCS = _resize_matrix(boxes.top_N, boxes.height_N, side, crop)
-    columns_VCS = _resize_matrix(boxes.left_N, boxes.width_N, side, crop)
-    if flip_V is not None:
-        columns_VCS = torch.where(flip_V[:, None, None], columns_VCS.flip(1), columns_VCS)
-    pixels = frames_NSS3.to(torch.float32).view(n, side, side * 3).div_(255)
+    rows_VCS = _resize_matrix(boxes.top_N, boxes.height_N, side, crop).div_(255)
+    columns_VCS = _resize_matrix(boxes.left_N, boxes.width_N, side, crop, flip_V)
+    pixels = frames_NSS3.to(torch.float32).view(n, side, side * 3)
     # the views of a frame side by side: one product reads its pixels once
     rows = rows_VCS.view(views, n, crop, side).transpose(0, 1).reshape(n, views * crop, side)
-    x = (rows @ pixels).view(n, views, crop, side, 3).permute(1, 0, 4, 2, 3)
-    x = x.reshape(views * n, 3 * crop, side) @ columns_VCS.transpose(1, 2)
+    with fast_float32(frames_NSS3.device):
+        x = (rows @ pixels).view(n, views, crop, side, 3).permute(1, 0, 4, 2, 3)
+        x = x.reshape(views * n, 3 * crop, side) @ columns_VCS.transpose(1, 2)
     return x.view(views * n, 3, crop, crop)
 
 
-def _resize_matrix(start_V: Tensor, length_V: Tensor, side: int, crop: int) -> Tensor:
+def _resize_matrix(start_V: Tensor, length_V: Tensor, side: int, crop: int, flip_V: Tensor | None = None) -> Tensor:
     """(V, crop, side): a triangle filter over the pixels of [start, start + length), both shares."""
     start_V11 = start_V[:, None, None] * side
     length_V11 = (length_V[:, None, None] * side).clamp(min=1)
     scale_V11 = length_V11 / crop
-    pixel_S = torch.arange(side, device=start_V.device) + 0.5 - start_V11
-    centre_C1 = (torch.arange(crop, device=start_V.device)[:, None] + 0.5) * scale_V11
-    weight_VCS = 1 - (pixel_S - centre_C1).abs_() / scale_V11.clamp(min=1)
-    weight_VCS.clamp_(min=0)
-    # half a thousandth of a pixel absorbs the rounding of boxes on whole pixels
-    inside_V1S = (pixel_S - length_V11 / 2).abs() < length_V11 / 2 + 5e-4
-    weight_VCS *= inside_V1S
-    return weight_VCS / weight_VCS.sum(2, keepdim=True).clamp(min=1e-6)
+    pixel_V1S = torch.arange(side, device=start_V.device) + 0.5 - start_V11
+    # pixels outside are infinitely far; half a thousandth of one absorbs the rounding of boxes on whole pixels
+    outside_V1S = (pixel_V1S - length_V11 / 2).abs() >= length_V11 / 2 + 5e-4
+    pixel_V1S = pixel_V1S.masked_fill(outside_V1S, torch.inf)
+    centre_VC1 = (torch.arange(crop, device=start_V.device)[:, None] + 0.5) * scale_V11
+    if flip_V is not None:
+        centre_VC1 = torch.where(flip_V[:, None, None], centre_VC1.flip(1), centre_VC1)
+    weight_VCS = (pixel_V1S - centre_VC1).abs_().neg_().add_(scale_V11.clamp(min=1)).clamp_(min=0)
+    return weight_VCS.div_(weight_VCS.sum(2, keepdim=True).clamp_(min=1e-6))
 
 
 def _central_boxes(aspect_N: Tensor) -> Boxes:
@@ -225,6 +236,7 @@ def _central_boxes(aspect_N: Tensor) -> Boxes:
     return Boxes((1 - width_N) / 2, (1 - height_N) / 2, width_N, height_N)
 
 
-def _normalised(x_N3CC: Tensor) -> Tensor:
+def _normalise(x_N3CC: Tensor) -> Tensor:
+    """In place."""
     mean, std = (torch.tensor(v, device=x_N3CC.device)[:, None, None] for v in (MEAN, STD))
-    return ((x_N3CC - mean) / std).contiguous(memory_format=torch.channels_last)
+    return x_N3CC.sub_(mean).div_(std)

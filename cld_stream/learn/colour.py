@@ -6,7 +6,7 @@ All take float (N, 3, C, C) in [0, 1] and a factor per sample, and return the sa
 import torch
 from torch import Tensor
 
-__all__ = ["blur", "brightness", "contrast", "greyscale", "hue", "saturation"]
+__all__ = ["blur", "brightness", "contrast", "hue", "saturation"]
 
 
 def brightness(x_N3CC: Tensor, factor_N: Tensor) -> Tensor:
@@ -21,28 +21,23 @@ def contrast(x_N3CC: Tensor, factor_N: Tensor) -> Tensor:
 
 
 def saturation(x_N3CC: Tensor, factor_N: Tensor) -> Tensor:
-    """Towards grey (0), unchanged (1), more colourful (> 1)."""
+    """To grey, that is luma in all three colours (0), unchanged (1), more colourful (> 1)."""
     return _blend(x_N3CC, _luma(x_N3CC), factor_N)
 
 
 def hue(x_N3CC: Tensor, turns_N: Tensor) -> Tensor:
     """Turn the hue of HSV by a share of the colour wheel, in [-0.5, 0.5]; value and saturation stay."""
     r, g, b = x_N3CC.unbind(1)
-    top, bottom = x_N3CC.amax(1), x_N3CC.amin(1)
+    top, bottom = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
     chroma = top - bottom
-    scale = chroma.clamp(min=1e-12).reciprocal_()
-    # hue in sixths: 0 red, 2 green, 4 blue; anything where there is no colour
-    sixths = torch.where(top == r, (g - b) * scale, torch.where(top == g, (b - r) * scale + 2, (r - g) * scale + 4))
-    sixths += (6 * turns_N)[:, None, None]
-    corner_3 = torch.tensor([5.0, 3.0, 1.0], device=x_N3CC.device)[:, None, None]
-    k_N3CC = (sixths[:, None] + corner_3).remainder_(6)
-    k_N3CC = torch.minimum(k_N3CC, 4 - k_N3CC).clamp_(0, 1)
-    return top[:, None] - k_N3CC.mul_(chroma[:, None])
-
-
-def greyscale(x_N3CC: Tensor) -> Tensor:
-    """Luma in all three colours."""
-    return _luma(x_N3CC).expand_as(x_N3CC)
+    # how far from red, in turns, towards green (+) or blue (-); anything where there is no colour
+    from_red = (g + b).sub_(r).sub_(bottom).div_(chroma.clamp(min=1e-12)).add_(1).div_(6)
+    turned = from_red.copysign_(g - b).add_(turns_N[:, None, None])
+    third_3 = torch.tensor([0.0, 1 / 3, 2 / 3], device=x_N3CC.device)[:, None, None]
+    # how far from each primary, in [0, 1/2]: at its full value up to 1/6 away from it, at its least from 1/3 on
+    away_N3CC = turned[:, None] - third_3
+    away_N3CC.sub_(away_N3CC.round()).abs_().sub_(1 / 6).clamp_(0, 1 / 6)
+    return torch.addcmul(top[:, None], away_N3CC, chroma[:, None], value=-6)
 
 
 def blur(x_N3CC: Tensor, sigma_N: Tensor) -> Tensor:
@@ -67,4 +62,5 @@ def _luma(x_N3CC: Tensor) -> Tensor:
 
 
 def _blend(x_N3CC: Tensor, other: Tensor, factor_N: Tensor) -> Tensor:
-    return torch.lerp(other.expand_as(x_N3CC), x_N3CC, factor_N[:, None, None, None]).clamp_(0, 1)
+    factor_N111 = factor_N[:, None, None, None]
+    return (x_N3CC * factor_N111).add_(other * (1 - factor_N111)).clamp_(0, 1)

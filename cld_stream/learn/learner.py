@@ -130,7 +130,7 @@ class Learner:
         undo = Undo(self.encoder, self.bank, born)
 
         views = self.views(pixels, aspect, generator)
-        (f1, f2), (g1, g2) = self._features(*views[:2])
+        (f1, f2), (g1, g2) = self._features(views[:2])
         self.bank.fill(born, (f1 + f2).detach()[newborn], self.clock)  # before their first gradient
         ids = torch.from_numpy(plan.ids).to(self.device)
         with self._autocast():
@@ -228,11 +228,11 @@ class Learner:
         for name in _NUMBERS:
             setattr(self, name, numbers[name])
 
-    def _features(self, *views: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _features(self, views: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Instance and group features of each view, in float32, from one pass."""
         self.encoder.train()
         with self._autocast():
-            out = self.encoder(self._layout(torch.cat(views)))
+            out = self.encoder(self._layout(views.flatten(0, 1)))
         return out.instance_Nd.float().chunk(len(views)), out.group_Nd.float().chunk(len(views))
 
     def _autocast(self) -> torch.autocast:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cld_stream.learn.groups import Grouping, full_precision
+from cld_stream.learn.softmax import Hide, log_sum_exp
 
 __all__ = [
     "bank_level_loss", "byol_loss", "cross_level_loss", "info_nce", "nce_loss", "nce_normaliser", "npid_loss",
@@ -58,25 +59,23 @@ def npid_loss(
     """
     if other_ND is None and (newborn_N is not None or bool((own_N < 0).any())):
         raise ValueError("frames without a filled row need the other view as their positive")
-    with full_precision(f_ND.device.type):
-        f_ND, bank_MD = f_ND.float(), bank_MD.detach().float()
-        has_row_N = own_N >= 0
-        row_N = own_N.clamp(min=0)
-        positive_ND = bank_MD[row_N]
-        if other_ND is not None:
-            by_row_N = has_row_N if newborn_N is None else has_row_N & ~newborn_N
-            positive_ND = torch.where(by_row_N[:, None], positive_ND, other_ND.detach().float())
-        f_ND = f_ND / temperature
-        positive_N = (f_ND * positive_ND).sum(1)
-        logits_NM = f_ND @ bank_MD.T
-        if live_M is not None:
-            logits_NM.masked_fill_(~live_M, _NEVER)
-        # a frame's own column holds its positive; a frame without a row gets a column of its own
-        column_N1 = row_N[:, None]
-        own_N1 = torch.where(has_row_N[:, None], positive_N[:, None], logits_NM.gather(1, column_N1))
-        total_N = logits_NM.scatter(1, column_N1, own_N1).logsumexp(1)
-        total_N = torch.where(has_row_N, total_N, torch.logaddexp(total_N, positive_N))
-        return (total_N - positive_N).mean()
+    has_row_N, row_N = own_N >= 0, own_N.clamp(min=0)
+    positive_ND = bank_MD[row_N].float()
+    if other_ND is not None:
+        by_row_N = has_row_N if newborn_N is None else has_row_N & ~newborn_N
+        positive_ND = torch.where(by_row_N[:, None], positive_ND, other_ND.float())
+    dead_M = None if live_M is None else torch.zeros_like(live_M, dtype=torch.float32).masked_fill_(~live_M, -math.inf)
+
+    def hide(logits_NC: Tensor, piece: slice) -> None:
+        """The dead, and each frame's own row."""
+        if dead_M is not None:
+            logits_NC += dead_M[piece]
+        column_N1 = (own_N - piece.start)[:, None]
+        here_N1 = (column_N1 >= 0) & (column_N1 < logits_NC.shape[1])
+        column_N1 = column_N1.clamp(0, logits_NC.shape[1] - 1)
+        logits_NC.scatter_(1, column_N1, logits_NC.gather(1, column_N1).masked_fill_(here_N1, -math.inf))
+
+    return _discrimination(f_ND, positive_ND, bank_MD, temperature, hide)
 
 
 def nce_loss(f_ND: Tensor, positive_ND: Tensor, noise_mD: Tensor, temperature: float, log_z: Tensor) -> Tensor:
@@ -126,10 +125,12 @@ def info_nce(
     Returns:
         Mean over the batch, in nats; log(1 + K) means "knows nothing".
     """
-    positive_N, negative_NK = _logits(q_ND, k_ND, queue_KD, temperature)
-    if others_NK is not None:
-        negative_NK = negative_NK.masked_fill(~others_NK, _NEVER)
-    return (torch.logaddexp(positive_N, negative_NK.logsumexp(1)) - positive_N).mean()
+
+    def hide(logits_NC: Tensor, piece: slice) -> None:
+        if others_NK is not None:
+            logits_NC.masked_fill_(~others_NK[:, piece], -math.inf)
+
+    return _discrimination(q_ND, k_ND, queue_KD, temperature, hide)
 
 
 def byol_loss(p_ND: Tensor, z_ND: Tensor) -> Tensor:
@@ -221,3 +222,16 @@ def _logits(q_ND: Tensor, positive_ND: Tensor, other_KD: Tensor, temperature: fl
     with full_precision(q_ND.device.type):
         q_ND = q_ND.float() / temperature
         return (q_ND * positive_ND.detach().float()).sum(1), q_ND @ other_KD.detach().float().T
+
+
+def _discrimination(
+    q_ND: Tensor, positive_ND: Tensor, other_MD: Tensor, temperature: float, hide: Hide | None = None
+) -> Tensor:
+    """Mean of C(q, pos, neg; T) = -log[exp(q.pos/T) / (exp(q.pos/T) + sum over negatives of exp(q.neg/T))], in nats.
+
+    Only the queries receive a gradient. All in float32.
+    """
+    q_ND, positive_ND = q_ND.float() / temperature, positive_ND.detach().float()
+    positive_N = (q_ND * positive_ND).sum(1)
+    negative_N = log_sum_exp(q_ND, other_MD.detach().float(), hide)
+    return (torch.logaddexp(positive_N, negative_N) - positive_N).mean()

@@ -112,7 +112,7 @@ def test_a_colour_change_gives_torchvisions_pixels_with_a_factor_for_each_sample
 
 def test_grey_is_torchvisions_and_no_blur_is_none() -> None:
     x = torch.rand(2, 3, 20, 20, generator=seeded(6))
-    torch.testing.assert_close(colour.greyscale(x), tvf.rgb_to_grayscale(x, 3))
+    torch.testing.assert_close(colour.saturation(x, torch.zeros(2)), tvf.rgb_to_grayscale(x, 3))
     torch.testing.assert_close(colour.blur(x, torch.zeros(2)), x)
 
 

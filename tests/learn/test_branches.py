@@ -108,7 +108,7 @@ def test_a_frame_is_never_its_own_negative_in_the_queue_and_empty_places_are_nob
     settings = small("moco", queue=12)
     branch = MoCo(settings, Learner(settings).encoder)
     branch.queue.push(unit_rows(8, 16, 0), torch.tensor([7] * 8))  # four places stay empty
-    views = tuple(torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(v)) for v in range(3))
+    views = torch.randn(3, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     f1, f2 = unit_rows(2, 16, 1), unit_rows(2, 16, 2)
     nobody, bank = torch.tensor([False, False]), MemoryBank(4, 16, 0.5)
 

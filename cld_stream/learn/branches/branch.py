@@ -21,7 +21,7 @@ class Batch:
     Attributes:
         ids_N, slots_N: frame ids, and rows of the bank; -1 = no row.
         newborn_N: whose row was filled in this step.
-        views: `Branch.views` augmentations (N, 3, C, C) of every frame; f1 and f2 are features of the first two.
+        views: (`Branch.views`, N, 3, C, C) augmentations of every frame; f1 and f2 are features of the first two.
         f1_ND, f2_ND: unit instance features of the encoder, with gradient.
         bank: prototypes v_i, newborn rows included.
         generator: randomness of this step.
@@ -30,7 +30,7 @@ class Batch:
     ids_N: Tensor
     slots_N: Tensor
     newborn_N: Tensor
-    views: tuple[Tensor, ...]
+    views: Tensor
     f1_ND: Tensor
     f2_ND: Tensor
     bank: MemoryBank

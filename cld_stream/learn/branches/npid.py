@@ -30,10 +30,9 @@ class NPID(Branch):
         b, t = batch, self._temperature
         if self._negatives:
             return self._sampled(batch)
-        bank = {"live_M": b.bank.live_M, "newborn_N": b.newborn_N}
-        first = npid_loss(b.f1_ND, b.bank.rows_MD, b.slots_N, t, other_ND=b.f2_ND, **bank)
-        second = npid_loss(b.f2_ND, b.bank.rows_MD, b.slots_N, t, other_ND=b.f1_ND, **bank)
-        return (first + second) / 2
+        f_VD, other_VD = torch.cat([b.f1_ND, b.f2_ND]), torch.cat([b.f2_ND, b.f1_ND])
+        slots_V, newborn_V = b.slots_N.repeat(2), b.newborn_N.repeat(2)
+        return npid_loss(f_VD, b.bank.rows_MD, slots_V, t, live_M=b.bank.live_M, other_ND=other_VD, newborn_N=newborn_V)
 
     def _sampled(self, batch: Batch) -> Tensor:
         """As in the public implementations, Z is estimated from the first batch and then stays.
