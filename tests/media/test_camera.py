@@ -20,7 +20,7 @@ from cld_stream.media.job import Chunk, Done, Event, Job, Started
 from cld_stream.media.link import CameraLink
 from tests.media.rtsp_server import RtspCamera, free_port
 
-SETTINGS = IngestSettings(camera_timeout_s=2.0, camera_retry_s=1.0)
+SETTINGS = IngestSettings(camera_timeout_s=2.0, camera_retry_s=0.2)
 
 
 def job(url: str, fps: float = 5.0) -> Job:
@@ -107,7 +107,7 @@ def test_garbage_costs_pictures_and_no_call(listen: Callable[[str], Listening]) 
     server = RtspCamera()
     line = listen(server.url)
     with server.on(320, 240, "garbage"):
-        line.until_more(20)
+        line.until_more(10)
     assert line.reasons == []
 
 
