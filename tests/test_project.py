@@ -52,3 +52,19 @@ def test_the_program_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "cld_stream", "--version"], capture_output=True, text=True)
     assert done.returncode == 0
     assert re.fullmatch(r"cld-stream \d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_compose_runs_ingest_and_train_on_one_store() -> None:
+    yaml = pytest.importorskip("yaml")
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    assert {name: service["command"] for name, service in services.items()} == {
+        "ingest": ["ingest", "/footage"],
+        "train": ["train"],
+    }
+    assert services["ingest"]["build"] == "."
+    assert services["train"]["depends_on"]["ingest"] == {"condition": "service_started"}
+    assert services["train"]["restart"] == "unless-stopped"
+    stores = [next(v for v in service["volumes"] if v.startswith("store:")) for service in services.values()]
+    assert stores == ["store:/store"] * 2
+    assert "store" in yaml.safe_load((ROOT / "compose.yaml").read_text())["volumes"]
+    assert any(v.endswith(":/footage:ro") for v in services["ingest"]["volumes"])

@@ -29,6 +29,7 @@ class Recipe:
         rate: learning rate for a batch of 128; scaled with the batch.
         ratio: K, local groups, as a share of the batch.
         cld: lambda; 0 = without CLD.
+        bank: rows at the start: "random", as in the authors' code, or "own", each image's first feature, as on streams.
         queue, follow: keys of MoCo, and momentum of the key encoder (BYOL: of the target).
     """
 
@@ -45,6 +46,7 @@ class Recipe:
     cld: float
     t_instance: float
     t_group: float
+    bank: str
     queue: int
     follow: float
     amp: str
@@ -107,13 +109,23 @@ _PAPER: dict[str, dict[str, Any]] = {
 
 _FULL = Recipe(
     images=50_000, epochs=200, warmup=5, crop=32, width=1.0, batch=256, head="linear", rate=0.03, decay=7e-4,
-    ratio=0.5, cld=1.0, t_instance=0.1, t_group=0.2, queue=12_288, follow=0.999, amp="gpu",
+    ratio=0.5, cld=1.0, t_instance=0.1, t_group=0.2, bank="random", queue=12_288, follow=0.999, amp="gpu",
 )  # fmt: skip
 
 # Views of 24 pixels (the mean crop of a 32-pixel picture has 25 a side) cost half of 32. A run has 390 steps, so the
 # momentum encoder forgets in 100 of them, not in 1000, and the queue holds a quarter of the images, as in the paper.
 _SMALL = replace(
-    _FULL, images=10_000, epochs=5, warmup=1, crop=24, width=0.25, batch=128, queue=2_560, follow=0.99, amp="always"
+    _FULL,
+    images=10_000,
+    epochs=5,
+    warmup=1,
+    crop=24,
+    width=0.25,
+    batch=128,
+    bank="own",
+    queue=2_560,
+    follow=0.99,
+    amp="always",
 )
 
 SCALES = {"cpu": _SMALL, "h200": _FULL}

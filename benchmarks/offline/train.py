@@ -42,6 +42,9 @@ class Run:
         n = len(pixels_NSS3)
         learner = Learner(cell.recipe.settings(cell.method, n, cell.seed), device)
         learner.remember(range(n))
+        if cell.recipe.bank == "random":
+            rows_ND = torch.randn(n, learner.bank.rows_MD.shape[1], generator=torch.Generator().manual_seed(cell.seed))
+            learner.bank.fill(torch.arange(n, device=device), rows_ND.to(device))
         return cls(cell, learner, pixels_NSS3.to(device))
 
     @property

@@ -1,5 +1,7 @@
 """The command line: parses, calls one pipeline function, prints."""
 
+import atexit
+import gc
 import os
 import re
 import sys
@@ -58,6 +60,7 @@ def _flags_first(args: list[str]) -> list[str]:
 
 def main() -> None:
     """Entry point of `cld-stream`. Exit codes: see `cld_stream.errors`."""
+    atexit.register(gc.freeze)  # else the interpreter goes through all of torch's objects to end: a second of CPU
     try:
         app(_flags_first(sys.argv[1:]))
     except CldError as e:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cld_stream.cli.options import DEFAULT_STORE, ConfigOption, JsonOption, PortOption, SetOption, StoreOption
-from cld_stream.cli.output import answer_json, answer_line
+from cld_stream.cli.output import answer_json, answer_line, console
 from cld_stream.cli.stopping import StopSignals
 from cld_stream.errors import UsageError
 
@@ -48,30 +48,35 @@ def ingest(
     json: JsonOption = False,
 ) -> None:
     """Decode videos and photos into the frame store. Run it again for what is new; interrupt it at any time."""
-    from cld_stream.cli.progress import IngestDisplay, print_ingest_summary
-    from cld_stream.config import load_settings
-    from cld_stream.pipelines.ingest import ingest as run
-    from cld_stream.pipelines.ingest import require_shape
-    from cld_stream.pipelines.watch import must_watch
+    with StopSignals() as stop:  # the imports take a moment
+        from cld_stream.cli.progress import IngestDisplay, print_ingest_summary
+        from cld_stream.config import load_settings
+        from cld_stream.pipelines.ingest import ingest as run
+        from cld_stream.pipelines.ingest import require_shape
+        from cld_stream.pipelines.watch import must_watch
 
-    flags = {
-        "ingest.fps": fps, "store.size": size, "store.fit": fit, "ingest.workers": workers, "ingest.reader": reader,
-        "ingest.order": order, "ops.port": port,
-        "ingest.max_frames": max_frames, "ingest.max_gb": max_gb,
-    }  # fmt: skip
-    chosen = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    settings = load_settings(config, [*(set_ or []), *chosen])
-    require_shape(store, size=size, fit=fit)
-    if watch or must_watch(paths):
-        if dry_run or strict:
+        flags = {
+            "ingest.fps": fps, "store.size": size, "store.fit": fit, "ingest.workers": workers,
+            "ingest.reader": reader, "ingest.order": order, "ops.port": port,
+            "ingest.max_frames": max_frames, "ingest.max_gb": max_gb,
+        }  # fmt: skip
+        chosen = [f"{key}={value}" for key, value in flags.items() if value is not None]
+        settings = load_settings(config, [*(set_ or []), *chosen])
+        require_shape(store, size=size, fit=fit)
+        watches = watch or must_watch(paths)
+        if watches and (dry_run or strict):
             raise UsageError("--dry-run and --strict are for a run that ends: leave them out, or --watch and cameras.")
-        _watch(store, paths, settings, retry_broken=retry_broken, json=json)
-        return
-    with StopSignals() as stop, IngestDisplay() as display:
-        report = run(
-            Path(store), paths, settings,
-            dry_run=dry_run, strict=strict, retry_broken=retry_broken, on_progress=display, stop=stop,
-        )  # fmt: skip
+        if stop():
+            console.print("Stopped before anything was read.")
+            return
+        if watches:
+            _watch(store, paths, settings, stop, retry_broken=retry_broken, json=json)
+            return
+        with IngestDisplay() as display:
+            report = run(
+                Path(store), paths, settings,
+                dry_run=dry_run, strict=strict, retry_broken=retry_broken, on_progress=display, stop=stop,
+            )  # fmt: skip
     if json:
         answer_json(report.as_dict())
     else:
@@ -79,11 +84,13 @@ def ingest(
     report.raise_if_strict()
 
 
-def _watch(store: Path, paths: list[str], settings: "Settings", *, retry_broken: bool, json: bool) -> None:
+def _watch(
+    store: Path, paths: list[str], settings: "Settings", stop: StopSignals, *, retry_broken: bool, json: bool
+) -> None:
     from cld_stream.cli.progress import WatchDisplay, print_watch_summary
     from cld_stream.pipelines.watch import watch as run
 
-    with StopSignals() as stop, WatchDisplay() as display:
+    with WatchDisplay() as display:
         report = run(
             store, paths, settings, retry_broken=retry_broken, stop=stop, on_progress=display,
             on_event=lambda event: answer_line(event.as_dict()) if json else display.tell(event),

@@ -6,7 +6,7 @@ from the first displayed frame; of every cell one frame is kept, the nearest to 
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +27,8 @@ Mode = Literal["keys", "references", "all"]
 # PyAV before 19 stumbles over tags that are not UTF-8 unless told otherwise; since then it has no such option.
 _TAGS: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 _SEEKABLE = {"mov", "matroska", "webm", "mp4"}
+_KEPT_BYTES = 16 * 2**20  # of a file with more, the packets are read again
+_PACKET_BYTES = 512  # what a packet takes besides its data, roughly
 
 
 class NoVideoError(MediaError):
@@ -50,6 +52,7 @@ class Plan:
         seekable: an earlier run can be continued from a key frame.
         damage: why the file is only partly readable, or "".
         created_utc: when the recording began, if the container says so.
+        kept: the video packets, last the empty one that flushes the decoder; nothing if the file is large or damaged.
     """
 
     codec: str
@@ -69,6 +72,7 @@ class Plan:
     skip_unreferenced: bool
     damage: str
     created_utc: float | None
+    kept: list[Any]
 
     @property
     def forward_from(self) -> int | None:
@@ -80,12 +84,22 @@ class Plan:
 class _Walk:
     """What the packets said: (time, key, reference) of every displayed one, and the times of all."""
 
-    shown: list[tuple[int, bool, bool]]
-    times: list[int]
-    packets: int
-    timed: bool
-    end_s: float
-    damage: str
+    shown: list[tuple[int, bool, bool]] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+    packets: int = 0
+    timed: bool = True
+    end_s: float = 0.0
+    damage: str = ""
+    kept: list[Any] = field(default_factory=list)
+    room: int = 0  # bytes that kept packets may still take
+
+    def keep(self, packet: Any) -> None:
+        """Keep a packet to decode, as long as there is room for all of them."""
+        self.room -= packet.size + _PACKET_BYTES
+        if self.room >= 0:
+            self.kept.append(packet)
+        else:
+            self.kept.clear()
 
 
 def cell_of(time_s: float, fps: float) -> int:
@@ -153,6 +167,7 @@ def make_plan(container: Any, fps: float, beat: Callable[[], None]) -> Plan:
         skip_unreferenced=skip,
         damage=walk.damage or _cut_off(container, stream, walk),
         created_utc=_created(container),
+        kept=[] if walk.damage else walk.kept,
     )
 
 
@@ -174,12 +189,14 @@ _COVER = av.stream.Disposition.attached_pic
 
 
 def _walk(container: Any, stream: Any, beat: Callable[[], None]) -> _Walk:
-    walk, ends = _Walk([], [], 0, True, 0.0, ""), dict[int, int]()
+    walk, ends = _Walk(room=_KEPT_BYTES), dict[int, int]()
     referenced, index = reference_test(stream.codec_context), stream.index
     try:
         # MP4 counts its frames, so that a cut is seen without reading the sound
         for packet in container.demux(*([stream] if _counts_frames(container) else [])):
             beat()
+            if packet.stream.index == index:
+                walk.keep(packet)
             if packet.size == 0:
                 continue
             at, ticks = packet.stream_index, ticks_of(packet)

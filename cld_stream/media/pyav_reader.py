@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, dropwhile
 from typing import Any
 
 import av
@@ -96,7 +96,8 @@ def read_pyav(
 ) -> Iterator[Picture]:
     """The chosen frames of the cells from `first_cell` on, in order.
 
-    `container` is the one that the plan was made from: rewound where that is exact, else the file is opened again.
+    What the plan kept is decoded as it is. Of other files the packets are read again from `container`, the one that
+    the plan was made from: rewound where that is exact, else the file is opened again.
     Damaged packets are skipped and noted in `damage`; an unreadable rest ends the iteration. Of a growing file the
     last cell is left out: what is written next may have a better frame for it.
     """
@@ -133,7 +134,7 @@ def _decoded(
 ) -> Iterator[Any]:
     target = _entry(plan, job.fps, first_cell) if damage.count == 0 else plan.first
     with contextlib.ExitStack() as opened:
-        packets = _packets_from(container, target, plan, damage)
+        packets = _kept_from(target, plan) or _packets_from(container, target, plan, damage)
         if packets is None:
             again = opened.enter_context(open_container(job.path))
             packets = _packets(again, video_stream(again), damage)
@@ -150,6 +151,13 @@ def _decoded(
                 else:
                     damage.good(frame.pts)
                     yield frame
+
+
+def _kept_from(target: int | None, plan: Plan) -> Iterator[Any] | None:
+    """What the plan kept, from the packet at `target` on where decoding can begin there; None if it kept nothing."""
+    if plan.seekable and any(packet.pts == target for packet in plan.kept):
+        return dropwhile(lambda packet: packet.pts != target, plan.kept)
+    return iter(plan.kept) if plan.kept else None
 
 
 def _needed(packets: Iterator[Any], plan: Plan) -> Iterator[Any]:

@@ -7,11 +7,15 @@ from PIL import UnidentifiedImageError
 
 from cld_stream.media.probe import kind_of
 
-__all__ = ["DAMAGED_PART", "MISSING_REST", "TOO_MUCH_MEMORY", "picture_reason", "too_large", "video_reason"]
+__all__ = [
+    "DAMAGED_PART", "MISSING_REST", "TOO_MUCH_MEMORY", "VANISHED", "picture_reason", "too_large", "unreadable_reason",
+    "video_reason",
+]  # fmt: skip
 
 DAMAGED_PART = "a part of the file is damaged and was left out"
 MISSING_REST = "the file is cut off: its end is missing"
 TOO_MUCH_MEMORY = "reading it takes more memory than ingest.worker_memory_mb allows; raise that"
+VANISHED = "the file vanished before it was read"
 _NO_HEADER = "the file is cut off or damaged: its header cannot be read"
 _CUT = ("truncated", "end of file", "cut short")  # as decoders say it
 _RAW = (".arw", ".cr2", ".cr3", ".crw", ".dng", ".nef", ".orf", ".raf", ".rw2")
@@ -59,6 +63,11 @@ def video_reason(path: Path, error: BaseException, otherwise: str = _NO_HEADER) 
     return otherwise
 
 
+def unreadable_reason(error: OSError) -> str:
+    """Why the system does not let us look at a file."""
+    return VANISHED if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror or error}"
+
+
 def too_large(pixels: str, most: int) -> str:
     """A picture or video above the limit."""
     return f"{pixels} pixels are more than ingest.max_pixels = {most:,}; raise that if you trust the file"
@@ -69,7 +78,7 @@ def _system_reason(path: Path, error: BaseException) -> str:
     try:
         size = path.stat().st_size
     except OSError:
-        return "the file vanished before it was read"
+        return VANISHED
     if isinstance(error, PermissionError):
         return "no permission to read the file"
     if size == 0:

@@ -20,6 +20,7 @@ from cld_stream.media.discover import Discovery, Item, discover
 from cld_stream.media.job import Chunk, Done, Event, Job
 from cld_stream.media.pool import DecodePool
 from cld_stream.media.probe import probe
+from cld_stream.media.reasons import VANISHED, unreadable_reason
 from cld_stream.pipelines.cpu import CpuMeter
 from cld_stream.pipelines.ledger import Entry, Ledger, previous_outcome
 from cld_stream.pipelines.life import Life, Numbers
@@ -228,7 +229,7 @@ class Run:
         try:
             return self.ledger.decide(item)
         except OSError as error:
-            return self.ledger.unreadable(item, f"cannot be read: {error.strerror or error}")
+            return self.ledger.unreadable(item, unreadable_reason(error))
 
     def _job(self, key: int, entry: Entry, item: Item) -> Job:
         header, chosen = self.store.header, self.settings.ingest
@@ -316,6 +317,9 @@ class Run:
         outcome, reason = self.results.get(original, (None, ""))
         if outcome is None and original.row is not None:
             outcome, reason = original.row.outcome, original.row.reason
+        if outcome is Outcome.MISSING and self._frames_of(original) == 0:
+            self._finish(entry, Outcome.BROKEN, f"not read: its twin {original.path} vanished meanwhile", "")
+            return
         if outcome in (Outcome.BROKEN, Outcome.SKIPPED):  # the same bytes, the same fate
             self._finish(entry, outcome, reason, "")
             return
@@ -327,7 +331,9 @@ class Run:
         if entry.item is not None and entry.item.growing:
             self._finish_growing(entry, reader)
             return
-        if outcome is Outcome.BROKEN and self._frames_of(entry) > 0:
+        if outcome is Outcome.BROKEN and reason == VANISHED:
+            outcome, reason = Outcome.MISSING, f"{reason} (was UNFINISHED)"  # read once it returns
+        elif outcome is Outcome.BROKEN and self._frames_of(entry) > 0:
             outcome = Outcome.PARTIAL  # what came before the break stays
         self.writer.finish(self.ids[entry], outcome, reason, reader)
         self.results[entry] = outcome, reason
@@ -427,7 +433,7 @@ def _plan_only(store_path: Path, found: Discovery, settings: Settings, *, retry_
         try:
             entry = ledger.decide(item)
         except OSError as error:
-            entry = ledger.unreadable(item, f"cannot be read: {error.strerror or error}")
+            entry = ledger.unreadable(item, unreadable_reason(error))
         outcome = entry.row.outcome if entry.row and entry.action == "known" else None
         report.files.append(FileReport(str(entry.path), entry.kind, outcome, entry.reason, action=entry.action))
     return report

@@ -24,6 +24,7 @@ from cld_stream.storage.store import Store
 
 __all__ = ["TrainProgress", "TrainReport", "train", "train_settings"]
 
+_FEWEST = 2  # frames a step needs: one has nothing to differ from
 _HOLD_S = 2.0  # an incomplete batch of fresh frames waits this long for more
 
 
@@ -131,7 +132,7 @@ class _Trainer:
         self._fresh = FreshFrames(
             store, reader, keeper.feed, learner.settings.optim.fresh, max(_HOLD_S, poll_s), poll_s
         )
-        self._steps, self._gone = 0, 0
+        self._steps, self._gone, self._told_too_few = 0, 0, False
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -144,9 +145,11 @@ class _Trainer:
             caught_up = self._keeper.feed.lag(committed) == 0
             owed = limit is not None and not until_caught_up  # steps asked for by number
             budget = owed or self._keeper.idle_steps > 0
-            may_idle = caught_up and budget and len(self._learner.buffer) > 1
+            may_idle = caught_up and budget and len(self._learner.buffer) >= _FEWEST
             if until_caught_up and caught_up and not may_idle:
                 break
+            if caught_up and len(self._learner.buffer) < _FEWEST:
+                self._tell_too_few()
             batch = self._next(wait_s=0 if may_idle else self._settings.poll_s, waiting_costs=not caught_up)
             if batch is not None:
                 self._feed(batch, committed, limit)
@@ -157,6 +160,16 @@ class _Trainer:
             self._keeper.tend(state, committed)
         self._committed()  # what was forgotten meanwhile must not be in the last checkpoint
         return self._steps
+
+    def _tell_too_few(self) -> None:
+        """Say once why nothing happens."""
+        if not self._told_too_few:
+            self._told_too_few = True
+            log.warning(
+                "%s: waiting for more frames; a step needs at least %d, and %d are there. "
+                "`cld-stream ingest` adds some.",
+                self._store.path, _FEWEST, len(self._learner.buffer),
+            )  # fmt: skip
 
     def _next(self, *, wait_s: float, waiting_costs: bool) -> FreshBatch | None:
         began = time.monotonic()
@@ -178,7 +191,7 @@ class _Trainer:
         learner, keeper = self._learner, self._keeper
         buffered = len(learner.buffer) + len(batch.ids)
         enough = buffered >= min(self._settings.min_frames, learner.buffer.capacity)
-        if buffered < 2 or not (enough or batch.feed.lag(committed) == 0):
+        if buffered < _FEWEST or not (enough or batch.feed.lag(committed) == 0):
             slots = learner.remember(batch.ids).slots
             self._cache.put(batch.ids, slots, batch.pixels, batch.aspect)
         else:
@@ -194,7 +207,7 @@ class _Trainer:
         learner, began = self._learner, time.monotonic()
         plan, pixels, aspect = self._gather(batch)
         self._keeper.wait_s += time.monotonic() - began
-        if len(plan.ids) < 2:
+        if len(plan.ids) < _FEWEST:
             return
         report = learner.step(plan, pixels, aspect)
         if report.ok and batch is not None:

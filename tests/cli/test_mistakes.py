@@ -1,5 +1,6 @@
 """Mistakes people make: each gives one clear line and the right exit code, never a traceback."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -8,6 +9,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +115,28 @@ def test_a_mistake_gives_a_clear_line_and_its_exit_code(cli: Cli, home: Path, na
         assert len(ended.err.strip().splitlines()) <= (3 if code == 2 else 1), ended.err
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a snapshot."""
+    from tests.pipelines.published import published
+
+    path = tmp_path_factory.mktemp("trained") / "store"
+    published(path, videos=1).store.close()
+    return path
+
+
+@pytest.mark.parametrize("asked", ["film.mp4", "pipe", "/dev/zero"])
+def test_asking_with_what_is_no_picture_is_told_in_a_line(cli: Cli, trained: Path, tmp_path: Path, asked: str) -> None:
+    from tests.pipelines.footage import film
+
+    film(tmp_path / "film.mp4", seconds=1)
+    os.mkfifo(tmp_path / "pipe")
+    ended = cli("query", tmp_path / asked, "--store", trained)
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1), ended.err
+    assert ended.err.startswith(f"{tmp_path / asked}: ")
+    assert ("the file is a video, not a picture" if asked == "film.mp4" else "this is not a file") in ended.err
+
+
 def test_a_second_writer_is_told_who_holds_the_lock(cli: Cli, home: Path) -> None:
     from cld_stream.storage.store import Store
 
@@ -186,6 +211,37 @@ def test_a_store_among_the_footage_is_no_footage(cli: Cli, home: Path) -> None:
     assert not any("catalog.db" in f["path"] for f in before["files"])
     assert again["changed"] == 0
     assert "a frame store" in cli("ingest", "store").out
+
+
+def test_training_on_a_store_that_may_not_be_written_is_told_in_a_line(cli: Cli, shared: Path) -> None:
+    from cld_stream.storage.store import Store
+
+    with tempfile.TemporaryDirectory() as open_to_all:
+        store = Path(open_to_all) / "store"
+        shutil.copytree(shared / "store", store)
+        Path(open_to_all).chmod(0o755)
+        with Store.open(store) as opened, opened.trainer_lock("a trainer"):
+            assert cli("train", "--store", store).code == 3  # what is imported late is there from now on
+        store.chmod(0o555)
+        with nobody():
+            ended = cli("train", "--steps", "1", "--store", store)
+        store.chmod(0o755)
+    assert ended.code == 1, ended.err
+    assert ended.err.splitlines()[-1].startswith(f"{store}/")
+    assert "ermission" in ended.err.splitlines()[-1]
+    assert "Traceback" not in ended.err
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Without root's right to write everything."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -19,13 +19,30 @@ def catches(pid: int, number: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_train_that_is_stopped_while_it_loads_ends_well(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cld_stream", "train", "--store", str(tmp_path / "none")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as train:
-        while not catches(train.pid, signal.SIGTERM):  # before torch is there: that takes seconds
-            assert train.poll() is None
+@pytest.mark.parametrize(
+    ("arguments", "last"),
+    [
+        (["train", "--store", "none"], "Stopped before training began."),
+        (["ingest", ".", "--store", "none"], "Stopped before anything was read."),
+    ],
+)
+def test_a_command_that_is_stopped_while_it_loads_ends_well(arguments: list[str], last: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cld_stream", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as loading:
+        while not catches(loading.pid, signal.SIGTERM):  # before what takes time to load is there
+            assert loading.poll() is None
             time.sleep(0.005)
-        os.kill(train.pid, signal.SIGTERM)
-        out, err = train.communicate(timeout=100)
-    assert (train.returncode, out) == (0, ""), err
-    assert err.splitlines()[-1] == "Stopped before training began."
+        os.kill(loading.pid, signal.SIGTERM)
+        out, err = loading.communicate(timeout=100)
+    assert (loading.returncode, out) == (0, ""), err
+    assert err.splitlines()[-1] == last
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_end_of_a_command_does_not_go_through_all_that_was_imported() -> None:
+    program = (
+        "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count() > 1000)); "
+        "sys.argv = ['cld-stream', '--version']; from cld_stream.cli import main; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, ended.stdout.split()[-1]) == (0, "True"), ended.stderr

@@ -140,13 +140,20 @@ def test_variable_frame_rate_is_sampled_by_time(gaps: list[int], fps: float, tmp
     check_times(counter(tmp_path / "v.mkv", times), times, fps)
 
 
+@pytest.mark.parametrize("room", [0, 16 * 2**20], ids=["packets read again", "packets kept"])
 @pytest.mark.parametrize("name", ["long GOP", "B-frames", "open GOP", "dense key frames", "mpeg4 avi"])
-def test_resuming_at_any_cursor_gives_the_same_frames_and_bytes(name: str, tmp_path: Path) -> None:
+def test_resuming_at_any_cursor_gives_the_same_frames_and_bytes(
+    name: str, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = STEADY[name](tmp_path)
+    kept_whole = frames_of(read_video(Job(key=1, kind="video", path=path, fps=4.0)))
+    monkeypatch.setattr("cld_stream.media.plan._KEPT_BYTES", room)
+    assert bool(plan_of(path, 4.0).kept) == (room > 0)
     job = Job(key=1, kind="video", path=path, fps=4.0)
     events = list(read_video(job, chunk_frames=1))
     whole = frames_of(iter(events))
     assert len(whole) > 10
+    assert same(whole, kept_whole)
     for at, event in enumerate(e for e in events if isinstance(e, Chunk)):
         rest = list(read_video(Job(key=1, kind="video", path=path, fps=4.0, cursor=event.cursor)))
         assert same(frames_of(iter(rest)), whole[at + 1 :])

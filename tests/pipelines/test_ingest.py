@@ -17,6 +17,7 @@ from PIL import Image
 
 from cld_stream.config import IngestSettings, Settings, StoreSettings
 from cld_stream.errors import BrokenFilesError, StoreNotFoundError, UsageError
+from cld_stream.pipelines import ingest as pipeline
 from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.ingest import IngestProgress, IngestReport, explained, ingest
 from cld_stream.storage.schema import Outcome, SourceRow
@@ -315,3 +316,28 @@ def test_unreadable_members_and_files_do_not_stop_a_run(media: Path, store: Path
     report = take(store, media)
     assert [f.reason for f in report.files if "dangling" in f.path] == ["a link that leads nowhere"]
     assert outcomes(store)["last.png"] == "ADDED"
+
+
+@pytest.mark.parametrize("moment", ["looked at", "read"])
+def test_files_that_vanish_during_a_run_are_told_and_harm_no_other(
+    moment: str, media: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = [media / "a.mp4", media / "c.jpg"]
+    module, name = (pipeline, "discover") if moment == "looked at" else (pipeline.Run, "_job")
+    before = getattr(module, name)
+
+    def then_they_vanish(*args: Any) -> Any:
+        found = before(*args)
+        for path in gone:
+            path.unlink(missing_ok=True)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, then_they_vanish)
+        report = take(store, media)
+    told = {Path(f.path): (f.outcome, f.reason) for f in report.files}
+    assert [told[path] for path in gone] == [("MISSING", "the file vanished before it was read (was UNFINISHED)")] * 2
+    assert (report.frames, outcomes(store)["b.mkv"]) == (5, "ADDED")
+    assert take(store, media).changed == 0
+    film(gone[0], seconds=3)
+    assert (take(store, media).frames, outcomes(store)["a.mp4"]) == (7, "ADDED")

@@ -161,6 +161,26 @@ def test_the_word_to_stop_ends_a_sleeping_daemon_with_a_checkpoint(tmp_path: Pat
     assert train(tmp_path, settings, steps=5, stop=lambda: True).steps == 0
 
 
+@pytest.mark.parametrize("frames", [0, 1])
+def test_a_store_with_too_few_frames_is_waited_at_in_a_line_and_goes_on(
+    frames: int, tmp_path: Path, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    grow(tmp_path / "s", frames, settings)
+    assert train(tmp_path / "s", settings, until_caught_up=True).steps == 0
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    states: set[str] = set()
+
+    def more(progress: TrainProgress) -> None:
+        if "waiting" in states and progress.state == "waiting" and progress.committed == frames:
+            grow(tmp_path / "s", 30, settings)
+        states.add(progress.state)
+
+    assert train(tmp_path / "s", settings, steps=2, on_progress=more).steps == 2
+    warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert f"waiting for more frames; a step needs at least 2, and {frames} are there" in warnings[0]
+
+
 @pytest.mark.parametrize("change", ["encoder.width=0.25", "buffer.capacity=49", "encoder.crop=24"])
 def test_a_changed_setting_that_breaks_the_state_is_named(tmp_path: Path, settings: Settings, change: str) -> None:
     grow(tmp_path, 30, settings)
