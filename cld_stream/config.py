@@ -92,6 +92,16 @@ class IngestSettings(_Section):
     max_frames: int = setting(0, "the oldest frames beyond this many are dropped; 0 = none are", ge=0)
     max_gb: float = setting(0.0, "the oldest frames are dropped when all take more than this; 0 = none are [GB]", ge=0)
     max_pixels: int = setting(250_000_000, "larger pictures are refused before decoding [pixels]", ge=1)
+    poll_s: float = setting(
+        5.0, "pause between two looks at watched folders; longer where a look would cost over 1% of a core [s]", gt=0
+    )
+    notices: Literal["auto", "never"] = setting("auto", "look sooner when the system tells of changes, or poll alone")
+    settle_s: float = setting(5.0, "a watched file is taken once size and time stood still for this long [s]", gt=0)
+    growing_s: float = setting(
+        30.0, "a recording that does not stand still is taken, as far as it goes, this often at most [s]", gt=0
+    )
+    camera_timeout_s: float = setting(10.0, "a camera that sends nothing for this long is called again [s]", gt=0)
+    camera_retry_s: float = setting(60.0, "longest pause between two calls to a camera that is down [s]", gt=0)
 
 
 @dataclass(frozen=True, kw_only=True)

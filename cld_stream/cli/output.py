@@ -28,6 +28,12 @@ def answer_json(value: Any) -> None:
     answer(json.dumps(value, indent=2, default=str))
 
 
+def answer_line(value: Any) -> None:
+    """Print one of many answers to stdout as JSON in a line, at once."""
+    answer(json.dumps(value, default=str))
+    sys.stdout.flush()
+
+
 def fail(message: str) -> None:
     """One line to stderr: what, where, why, what to do next."""
     if isinstance(console.file, _LogLines):

@@ -17,6 +17,7 @@ from cld_stream.cli.tables import print_table
 if TYPE_CHECKING:
     from cld_stream.pipelines.evaluate import EvalProgress
     from cld_stream.pipelines.ingest import IngestProgress, IngestReport
+    from cld_stream.pipelines.report import WatchEvent, WatchProgress, WatchReport
     from cld_stream.pipelines.train import TrainProgress, TrainReport
     from cld_stream.pipelines.tune import TuneProgress, TuneReport
 
@@ -74,6 +75,39 @@ class IngestDisplay(_Display):
         self._show(_panel(f"Ingest  {safe(p.current)[-60:]}", share, pairs), f"ingest: {line}")
 
 
+class WatchDisplay(_Display):
+    """A panel on a terminal; otherwise a line when something has changed, at most every ten seconds."""
+
+    _said = ""
+
+    def __call__(self, p: "WatchProgress") -> None:
+        """Show how watching stands."""
+        known = p.files + p.waiting
+        pairs = [
+            ("files", f"{p.files:,}"), ("waiting to settle", f"{p.waiting:,}"),
+            ("taken", f"{p.taken:,}"), ("broken", f"{p.broken:,}"),
+            ("frames", f"{p.frames:,}"), ("cameras", f"{p.live} of {p.cameras} up" if p.cameras else "none"),
+        ]  # fmt: skip
+        line = "ingest: " + ", ".join(f"{name} {value}" for name, value in pairs)
+        if self._live or line != self._said:
+            title = f"Watching  {safe(p.current)[-60:]}"
+            due = time.monotonic() >= self._line_due
+            self._show(_panel(title, p.files / known if known else 1.0, pairs), line)
+            self._said = line if due else self._said
+
+    def tell(self, e: "WatchEvent") -> None:
+        """A line for what a person may have to look after; the rest is in the counts."""
+        if e.event == "folder":
+            line = f"{e.path} is back" if e.state == "back" else f"{e.path} is gone ({e.reason}): waiting for it"
+        elif e.event == "camera":
+            line = f"{e.path} is up" if e.state == "up" else f"{e.path} is down ({e.reason}): trying again"
+        elif e.outcome in {"BROKEN", "MISSING"} or (e.outcome == "PARTIAL" and e.reason != "still being written"):
+            line = f"{e.outcome} {e.path}: {e.reason}"
+        else:
+            return
+        console.print(f"{time.strftime('%H:%M:%S')} {safe(line)}", markup=False, soft_wrap=True)
+
+
 class TrainDisplay(_Display):
     """Loss terms, rates, lag, buffer, and how healthy the features are."""
 
@@ -128,6 +162,15 @@ def print_ingest_summary(report: "IngestReport", *, dry_run: bool) -> None:
     verb = "would be added" if dry_run else "added"
     dropped = f" {report.dropped:,} of the oldest were dropped." if report.dropped else ""
     answer(f"{report.frames:,} frames {verb} in {report.seconds:.1f} s. Files: {counts}.{dropped}")
+    for note in report.notes:
+        console.print(f"Note: {safe(note)}", markup=False, soft_wrap=True)
+
+
+def print_watch_summary(report: "WatchReport") -> None:
+    """What this run did, in a line."""
+    counts = ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(report.outcomes.items())) or "none"
+    dropped = f" {report.dropped:,} of the oldest were dropped." if report.dropped else ""
+    answer(f"{report.frames:,} frames added in {report.seconds:,.0f} s of watching. Files: {counts}.{dropped}")
     for note in report.notes:
         console.print(f"Note: {safe(note)}", markup=False, soft_wrap=True)
 

@@ -18,7 +18,7 @@ from cld_stream.media.job import Member
 from cld_stream.media.numbered import numbered_sequence
 from cld_stream.media.tables import read_list, read_table, split_filter
 
-__all__ = ["Discovery", "Item", "discover", "natural_key"]
+__all__ = ["Discovery", "Item", "discover", "discover_folder", "is_store", "natural_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Item:
         members: of a sequence, its pictures with their times.
         listed: from a table, whose order is kept whatever the capture times.
         label, split: as a table gives them.
+        growing: more is being written to the file.
     """
 
     kind: Literal["file", "sequence"]
@@ -38,6 +39,7 @@ class Item:
     listed: bool = False
     label: str | None = None
     split: str | None = None
+    growing: bool = False
 
 
 @dataclass
@@ -69,6 +71,16 @@ def discover(inputs: Sequence[str], sequence_fps: float = 25.0) -> Discovery:
     for text in inputs:
         found.add(text)
     return found.result
+
+
+def discover_folder(folder: Path, rules: IgnoreRules, sequence_fps: float) -> list[Item]:
+    """The sources that lie in a folder itself, under the `.cldignore` rules that hold in it; none if it is gone."""
+    walk = _Walk(sequence_fps)
+    inside = walk._read_folder(folder, rules)
+    if inside is not None:
+        _, subfolders, files = inside
+        walk._add_files(folder, files, leaf=not subfolders)
+    return walk.result.items
 
 
 class _Walk:
@@ -137,7 +149,7 @@ class _Walk:
             if (status.st_dev, status.st_ino) in self._folders:
                 return None
             self._folders.add((status.st_dev, status.st_ino))
-            if _is_store(folder):
+            if is_store(folder):
                 self.result.skipped.append((folder, "a frame store of cld-stream; what is in it is no footage"))
                 return None
             names = sorted((n for n in os.listdir(folder) if not n.startswith(".")), key=natural_key)  # noqa: PTH208 - Path.iterdir is slower
@@ -202,7 +214,7 @@ def _absolute(path: str | Path) -> Path:
     return Path(os.path.normpath(os.path.abspath(path)))  # noqa: PTH100 - links are kept as named
 
 
-def _is_store(folder: Path) -> bool:
+def is_store(folder: Path) -> bool:
     """A store among the footage: `ingest .` where it was made."""
     header = folder / "store.json"
     return header.is_file() and b'"cld-stream.store"' in header.read_bytes()[:4096]

@@ -2,7 +2,8 @@
 
 A fingerprint covers the length and a hash of the head, the tail and evenly strided blocks, at most 1 MiB read however
 long the file is; smaller files are hashed whole. Asked over a prefix it answers as if the file ended there, so that a
-file that only grew can be recognised.
+file that only grew can be recognised. Of a recording in progress the head does not count: Matroska, AVI and FLV write
+their length there when they are closed.
 """
 
 import hashlib
@@ -10,9 +11,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["SCHEME", "fingerprint", "fingerprint_sequence"]
+__all__ = ["SCHEME", "fingerprint", "fingerprint_sequence", "is_unfinished"]
 
 SCHEME = "b1"
+_UNFINISHED = "g1"
+_HEAD_BYTES = 1 << 16
 _WHOLE_BYTES = 1 << 20
 _EDGE_BYTES = 1 << 18
 _BLOCK_BYTES = 1 << 14
@@ -20,15 +23,21 @@ _BLOCKS = 32
 _MEMBER_EDGE_BYTES = 1 << 13
 
 
-def fingerprint(path: Path, length: int | None = None) -> str:
+def is_unfinished(print_: str) -> bool:
+    """Whether it was taken of a recording in progress."""
+    return print_.startswith(f"{_UNFINISHED}-")
+
+
+def fingerprint(path: Path, length: int | None = None, *, growing: bool = False) -> str:
     """The identity of a file's first `length` bytes.
 
     Args:
         path: a regular file.
         length: bytes that count; None = all of them.
+        growing: leave out the head (64 KiB, at most half): of a recording in progress.
 
     Returns:
-        `b1-LENGTH-HASH`; equal for equal bytes, whatever the name.
+        `b1-LENGTH-HASH`, or `g1-LENGTH-HASH` of a growing one; equal for equal bytes, whatever the name.
 
     Raises:
         OSError: the file cannot be read.
@@ -39,10 +48,11 @@ def fingerprint(path: Path, length: int | None = None) -> str:
         if length is not None and length > size:
             raise ValueError(f"{path} holds {size} bytes, fewer than {length}")
         size = size if length is None else length
+        skipped = min(_HEAD_BYTES, size // 2) if growing else 0
         digest = hashlib.blake2b(digest_size=16)
-        for start, count in _blocks(size):
-            digest.update(os.pread(file.fileno(), count, start))
-    return f"{SCHEME}-{size}-{digest.hexdigest()}"
+        for start, count in _blocks(size - skipped):
+            digest.update(os.pread(file.fileno(), count, skipped + start))
+    return f"{_UNFINISHED if growing else SCHEME}-{size}-{digest.hexdigest()}"
 
 
 def fingerprint_sequence(members: Sequence[Path]) -> str:

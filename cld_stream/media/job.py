@@ -1,6 +1,6 @@
 """What a decoding worker is asked for, and what it answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -33,10 +33,13 @@ class Job:
         size, fit, quality: the store's frame.
         fps: frames kept per second of video.
         max_pixels: larger pictures are refused before decoding.
+        growing: more is being written to the file: what the next read may know better is left to it.
+        url: of a camera, with whatever opens it; not to be shown.
+        timeout_s: a camera may be silent for so long.
     """
 
     key: int
-    kind: Literal["video", "photo", "sequence"]
+    kind: Literal["video", "photo", "sequence", "camera"]
     path: Path
     members: tuple[Member, ...] = ()
     cursor: str | None = None
@@ -47,6 +50,9 @@ class Job:
     fps: float = 2.0
     reader: Literal["auto", "decord", "pyav"] = "auto"
     max_pixels: int = 250_000_000
+    growing: bool = False
+    url: str = field(default="", repr=False)
+    timeout_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -72,13 +73,14 @@ class Worker:
 
     def obituary(self) -> str:
         """Why it closed its socket."""
+        source = "what it sends" if self.job and self.job.kind == "camera" else "the file"
         try:
             status = self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             return "the decoder stopped answering"
         if status < 0:
-            return f"the decoder crashed on it ({signal.Signals(-status).name}); the file is probably damaged"
-        return f"the decoder gave up on it (exit status {status}); the file is probably damaged"
+            return f"the decoder crashed on it ({signal.Signals(-status).name}); {source} is probably damaged"
+        return f"the decoder gave up on it (exit status {status}); {source} is probably damaged"
 
 
 def _environment() -> dict[str, str]:
@@ -122,7 +124,8 @@ class DecodePool:
     """Persistent workers, started as jobs come; a context manager.
 
     A worker that hangs (see `Watchdog`), or that dies, costs the file it was reading: `Done` BROKEN with the reason,
-    and a new worker. One is also replaced after `settings.worker_files` files.
+    and a new worker. One is also replaced after `settings.worker_files` files. They stay for the next `run`, whatever
+    thread that is in.
 
     Args:
         workers: processes; 0 = one a core that this process may use.
@@ -133,6 +136,7 @@ class DecodePool:
         self._settings = settings
         self._count = workers or _cores()
         self._workers: list[Worker] = []
+        self._midwife = ThreadPoolExecutor(1)  # workers die with the thread that started them
 
     def __enter__(self) -> "DecodePool":
         return self
@@ -144,6 +148,7 @@ class DecodePool:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        self._midwife.shutdown()
 
     @property
     def pids(self) -> list[int]:
@@ -195,8 +200,11 @@ class DecodePool:
         return True
 
     def _hire(self) -> Worker:
-        self._workers.append(Worker(self._settings))
+        self._workers.append(self._new())
         return self._workers[-1]
+
+    def _new(self) -> Worker:
+        return self._midwife.submit(Worker, self._settings).result()
 
     def _fresh(self, worker: Worker) -> Worker:
         """The worker itself, or a new one in its place when it has read or grown enough."""
@@ -206,7 +214,7 @@ class DecodePool:
 
     def _replace(self, worker: Worker) -> Worker:
         worker.kill()
-        new = Worker(self._settings)
+        new = self._new()
         self._workers[self._workers.index(worker)] = new
         return new
 

@@ -22,15 +22,26 @@ __all__ = ["Damage", "Picture", "Shape", "read_pyav"]
 
 @dataclass
 class Damage:
-    """Errors met while decoding."""
+    """Errors met while decoding: before the last good picture, and after it, where a file that grows may heal.
+
+    Attributes:
+        count, reason: errors before it, and the first one's reason; what a cursor keeps.
+        tail: reason of the first error after it.
+    """
 
     count: int = 0
     reason: str = ""
+    tail: str = ""
+    _tail_at: int | None = None
 
-    def add(self, reason: str) -> None:
-        """Count one more; the first reason is the one that is told."""
-        self.count += 1
-        self.reason = self.reason or reason
+    def add(self, reason: str, at: int | None = None) -> None:
+        """An error in the packet of time `at` [ticks]."""
+        self.tail, self._tail_at = self.tail or reason, at
+
+    def good(self, at: int | None) -> None:
+        """A good picture of time `at` [ticks]. A decoder holds some back, so it may be older than the error."""
+        if self.tail and (at is None or self._tail_at is None or at > self._tail_at):
+            self.count, self.reason, self.tail = self.count + 1, self.reason or self.tail, ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +98,8 @@ def read_pyav(
 
     What the plan kept is decoded as it is. Of other files the packets are read again from `container`, the one that
     the plan was made from: rewound where that is exact, else the file is opened again.
-    Damaged packets are skipped and noted in `damage`; an unreadable rest ends the iteration.
+    Damaged packets are skipped and noted in `damage`; an unreadable rest ends the iteration. Of a growing file the
+    last cell is left out: what is written next may have a better frame for it.
     """
     shape = Shape(plan.aspect, job.fit, job.size)
     best: tuple[float, int, float, Any] | None = None
@@ -101,7 +113,7 @@ def read_pyav(
         elif cell > best[1]:
             yield Picture(best[1], best[2], *shape.picture(best[3]))
             best = (off, cell, time_s, frame)
-    if best is not None:
+    if best is not None and not job.growing:
         yield Picture(best[1], best[2], *shape.picture(best[3]))
 
 
@@ -131,12 +143,13 @@ def _decoded(
             try:
                 frames = packet.decode()
             except av.FFmpegError as error:
-                damage.add(video_reason(job.path, error, DAMAGED_PART))
+                damage.add(video_reason(job.path, error, DAMAGED_PART), packet.pts)
                 continue
             for frame in frames:
                 if frame.is_corrupt:
-                    damage.add(DAMAGED_PART)
+                    damage.add(DAMAGED_PART, frame.pts)
                 else:
+                    damage.good(frame.pts)
                     yield frame
 
 

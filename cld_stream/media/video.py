@@ -99,7 +99,7 @@ def _refusal(plan: Plan, job: Job) -> Done | None:
 
 def _reader(job: Job) -> Literal["decord", "pyav"]:
     """`auto` reads through PyAV: measured, decord was nowhere faster (docs/decisions/012-video-reader.md)."""
-    return "decord" if job.reader == "decord" else "pyav"
+    return "decord" if job.reader == "decord" and not job.growing else "pyav"
 
 
 def _note(plan: Plan) -> str:
@@ -143,7 +143,7 @@ def _frame(job: Job, picture: Picture, begun_utc: float | None, shots: ShotTrack
 
 
 def _done(plan: Plan, position: _Position, reader: str) -> Done:
-    reason = plan.damage or position.damage.reason
+    reason = plan.damage or position.damage.reason or position.damage.tail
     if position.frames == 0:
         return Done("BROKEN", reason or _NO_FRAME, reader)
     outcome: Outcome = "PARTIAL" if reason else "ADDED"

@@ -75,6 +75,10 @@ def _read(job: Job, beat: Callable[[], None]) -> Iterator[Event]:
         from cld_stream.media.photo import read_photo
 
         return read_photo(job)
+    if job.kind == "camera":
+        from cld_stream.media.camera import read_camera
+
+        return read_camera(job, beat)
     from cld_stream.media.sequence import read_sequence
 
     return read_sequence(job)

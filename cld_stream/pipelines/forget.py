@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from cld_stream.errors import LockHeldError
+from cld_stream.media.address import masked
 from cld_stream.storage.store import Store
 
 __all__ = ["ForgetReport", "forget"]
@@ -29,12 +31,20 @@ def forget(store_path: Path, source: str) -> ForgetReport:
     """Remove a source: its frames from disk, their features from every snapshot, its row.
 
     Args:
-        source: its id, its path, or an ending of its path that only it has.
+        source: its id, its path (a camera's address, with or without password), or an ending of it that only it has.
 
     Raises:
         StoreNotFoundError: there is no such source, or several.
         LockHeldError: another process is adding frames.
     """
+    try:
+        return _forget(store_path, masked(source))
+    except LockHeldError as error:
+        more = "An ingest that watches does not end by itself: stop it, forget, and start it again."
+        raise LockHeldError(f"{error} {more}") from None
+
+
+def _forget(store_path: Path, source: str) -> ForgetReport:
     from cld_stream.storage.snapshots import drop_features
 
     with Store.open(store_path) as store, store.writer(f"forget {source}") as writer:

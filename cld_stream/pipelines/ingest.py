@@ -31,7 +31,16 @@ from cld_stream.storage.schema import NewFrame, Outcome, SourceRow
 from cld_stream.storage.store import Store
 from cld_stream.storage.writer import Writer
 
-__all__ = ["FileReport", "IngestProgress", "IngestReport", "explained", "ingest", "require_shape"]
+__all__ = [
+    "FileReport",
+    "IngestProgress",
+    "IngestReport",
+    "Run",
+    "explained",
+    "ingest",
+    "open_or_create",
+    "require_shape",
+]
 
 _TICK_S = 0.2
 _Step = tuple[Entry, Event | None]
@@ -67,12 +76,17 @@ def ingest(
     found = discover(inputs, settings.ingest.sequence_fps)
     if dry_run:
         return _plan_only(store_path, found, settings, retry_broken=retry_broken)
-    store = _open_or_create(store_path, settings)
+    store = open_or_create(store_path, settings)
     try:
-        with store.writer(f"ingest {' '.join(inputs)}") as writer, Life(store, "ingest", settings.ops) as life:
+        with (
+            store.writer(f"ingest {' '.join(inputs)}") as writer,
+            Life(store, "ingest", settings.ops) as life,
+            DecodePool(settings.ingest.workers, settings.ingest) as pool,
+        ):
             ledger = Ledger(store.catalog.sources(), retry_broken=retry_broken)
-            run = _Run(store, writer, ledger, settings, life, on_progress)
-            report = run.over(found, stop)
+            retention = Retention(store, writer, settings.ingest)
+            run = Run(store, writer, ledger, settings, retention, life, on_progress)
+            report = run.over(found, pool, stop)
     except (OSError, DBAPIError) as error:
         raise explained(store_path, error) from error
     finally:
@@ -88,9 +102,10 @@ def in_stream_order(found: Discovery, ledger: Ledger, order: str) -> list[Item]:
     rest as it was found: in natural path order, and tables as they are.
     """
     unknown = float("inf")
+    items = [one for item in found.items for one in ledger.singly(item)]
 
     def key(place: int) -> tuple[bool, float, int]:
-        item = found.items[place]
+        item = items[place]
         if ledger.is_interrupted(item):
             return False, 0.0, place
         if order == "path" or item.kind == "sequence" or ledger.is_settled(item):
@@ -98,7 +113,7 @@ def in_stream_order(found: Discovery, ledger: Ledger, order: str) -> list[Item]:
         taken = _taken_utc(item)
         return True, unknown if taken is None else taken, place
 
-    return [found.items[place] for place in sorted(range(len(found.items)), key=key)]
+    return [items[place] for place in sorted(range(len(items)), key=key)]
 
 
 def require_shape(store_path: Path, *, size: int | None, fit: str | None) -> None:
@@ -134,15 +149,22 @@ class _Open:
 
 
 @dataclass
-class _Run:
-    """One run: decides in the pump's thread, commits in the caller's."""
+class Run:
+    """One run over what was found: decides in the pump's thread, commits in the caller's.
+
+    Attributes:
+        life: shown this run's numbers; None = the caller shows its own.
+        tick: called several times a second, in the caller's thread.
+    """
 
     store: Store
     writer: Writer
     ledger: Ledger
     settings: Settings
-    life: Life
-    on_progress: Callable[[IngestProgress], None] | None
+    retention: Retention
+    life: Life | None = None
+    on_progress: Callable[[IngestProgress], None] | None = None
+    tick: Callable[[], None] = lambda: None
     report: IngestReport = field(init=False)
 
     def __post_init__(self) -> None:
@@ -155,19 +177,18 @@ class _Run:
         self.added: dict[Entry, int] = {}
         self.counts: Counter[Outcome | None] = Counter()
         self.cpu = CpuMeter()
-        self.retention = Retention(self.store, self.writer, self.settings.ingest)
 
-    def over(self, found: Discovery, stop: Callable[[], bool]) -> IngestReport:
+    def over(self, found: Discovery, pool: DecodePool, stop: Callable[[], bool]) -> IngestReport:
+        """Take everything that was found, unless asked to stop; once for each run."""
         self.total = len(found.items) + len(found.skipped)
         for path, reason in found.skipped:
             self._tell(FileReport(str(path), "other", Outcome.SKIPPED, reason, action="skip"))
-        with DecodePool(self.settings.ingest.workers, self.settings.ingest) as pool:
-            self._progress("", pool)
-            pump = Pump(lambda: self._steps(found, pool))
-            try:
-                self.report.stopped = not self._drain(pump, pool, stop)
-            finally:
-                pump.stop(2.0)
+        self._progress("", pool)
+        pump = Pump(lambda: self._steps(found, pool))
+        try:
+            self.report.stopped = not self._drain(pump, pool, stop)
+        finally:
+            pump.stop(2.0)
         if not self.report.stopped:
             self._mark_missing(found)
         self.writer.commit()
@@ -175,9 +196,10 @@ class _Run:
         self.report.dropped = self.retention.dropped
         if self.retention.note:
             self.report.notes.append(self.retention.note)
-        self.life.beat("done", lambda: self._numbers("", ()), now=True)
+        if self.life is not None:
+            self.life.beat("done", lambda: self._numbers("", pool.pids), now=True)
         self.report.seconds = time.monotonic() - self.started
-        self.report.cpu_share = self.cpu.share(())
+        self.report.cpu_share = self.cpu.share(pool.pids)
         return self.report
 
     def _steps(self, found: Discovery, pool: DecodePool) -> Iterator[_Step]:
@@ -224,6 +246,7 @@ class _Run:
             fps=chosen.fps,
             reader=chosen.reader,
             max_pixels=chosen.max_pixels,
+            growing=item.growing,
         )
 
     def _drain(self, pump: Pump[_Step], pool: DecodePool, stop: Callable[[], bool]) -> bool:
@@ -240,6 +263,7 @@ class _Run:
             if self.writer.commit_if_due(self.settings.ingest.commit_s):
                 self.retention.enforce()
             self._progress(current, pool)
+            self.tick()
         return False
 
     def _take(self, entry: Entry, event: Event | None) -> None:
@@ -259,7 +283,7 @@ class _Run:
         if entry in self.ids:
             return self.ids[entry]
         if entry.displaced is not None:
-            self._leave(entry.displaced, "changed in place; its new content is another source")
+            self.leave(entry.displaced, "changed in place; its new content is another source")
         if entry.row is None:
             item = entry.item
             self.ids[entry] = self.writer.add_source(
@@ -304,6 +328,9 @@ class _Run:
         self._finish(entry, Outcome.ALREADY_PRESENT, f"same content as {original.path}", "")
 
     def _finish(self, entry: Entry, outcome: Outcome, reason: str, reader: str) -> None:
+        if entry.item is not None and entry.item.growing:
+            self._finish_growing(entry, reader)
+            return
         if outcome is Outcome.BROKEN and reason == VANISHED:
             outcome, reason = Outcome.MISSING, f"{reason} (was UNFINISHED)"  # read once it returns
         elif outcome is Outcome.BROKEN and self._frames_of(entry) > 0:
@@ -312,11 +339,20 @@ class _Run:
         self.results[entry] = outcome, reason
         self._tell_entry(entry, reader)
 
+    def _finish_growing(self, entry: Entry, reader: str) -> None:
+        """What is wrong with it is not known before it is complete."""
+        frames = self._frames_of(entry)
+        outcome = Outcome.PARTIAL if frames else None
+        reason = "still being written" + ("" if frames else "; nothing in it can be read yet")
+        self.writer.update_source(self.ids[entry], outcome=outcome, reason=reason, reader=reader)
+        self.results[entry] = outcome, reason
+        self._tell_entry(entry, reader)
+
     def _frames_of(self, entry: Entry) -> int:
         before = entry.row.frames if entry.row is not None else 0
         return before + self.added.get(entry, 0)
 
-    def _leave(self, entry: Entry, reason: str) -> None:
+    def leave(self, entry: Entry, reason: str) -> None:
         """Its file is no more; its frames stay."""
         if entry.row is None or entry.row.outcome is Outcome.MISSING:
             return
@@ -334,7 +370,7 @@ class _Run:
                     f"{folder} is empty, though the store has files from it; they are left as they are"
                 )
         for entry in self.ledger.vanished(present):
-            self._leave(entry, "the file is gone")
+            self.leave(entry, "the file is gone")
 
     def _tell_entry(self, entry: Entry, reader: str) -> None:
         outcome, reason = self.results[entry]
@@ -357,7 +393,8 @@ class _Run:
         self.counts[told.outcome] += 1
 
     def _progress(self, current: str, pool: DecodePool) -> None:
-        self.life.beat("reading", lambda: self._numbers(current, pool.pids))
+        if self.life is not None:
+            self.life.beat("reading", lambda: self._numbers(current, pool.pids))
         now = time.monotonic()
         if self.on_progress is not None and now - self.told >= _TICK_S:
             self.told = now
@@ -402,7 +439,8 @@ def _plan_only(store_path: Path, found: Discovery, settings: Settings, *, retry_
     return report
 
 
-def _open_or_create(path: Path, settings: Settings) -> Store:
+def open_or_create(path: Path, settings: Settings) -> Store:
+    """The store at a path; a new one where there is none."""
     try:
         return Store.open(path)
     except StoreNotFoundError:

@@ -9,7 +9,10 @@ The rules (design: identity of a source):
 | longer, its old length has the old fingerprint | grown | continued (a photo: read as new) |
 | anything else | changed in place | a new source; the old one, if it has frames, is MISSING |
 | path unknown, bytes of a source whose file is gone | renamed | the same source at its new path |
+| path unknown, a video's inode, begins with its bytes, its path gone | renamed and grown | continued at its new path |
 | path unknown, bytes of a source that is still there | a twin | ALREADY_PRESENT, of no frames |
+
+A recording that was taken while it grew (`identity.is_unfinished`) is continued even if it has not grown since.
 """
 
 import os
@@ -20,11 +23,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cld_stream.media.discover import Item
-from cld_stream.media.identity import fingerprint, fingerprint_sequence
+from cld_stream.media.identity import fingerprint, fingerprint_sequence, is_unfinished
 from cld_stream.media.probe import probe
 from cld_stream.storage.schema import Outcome, SourceKind, SourceRow
 
-__all__ = ["Action", "Entry", "Ledger", "Stat", "previous_outcome", "stat_item"]
+__all__ = ["Action", "Entry", "Ledger", "Stat", "fingerprint_item", "previous_outcome", "stat_item"]
 
 Action = Literal["known", "read", "continue", "twin", "skip", "broken"]
 _PREVIOUS = re.compile(r"\(was (\w+)\)$")
@@ -80,6 +83,7 @@ class Ledger:
         self._retry_broken = retry_broken
         self._by_path: dict[Path, Entry] = {}
         self._by_stat: dict[Stat, Entry] = {}
+        self._by_inode: dict[tuple[int, int], Entry] = {}
         self._by_content: dict[str, list[Entry]] = {}
         for row in rows:
             stat = Stat(row.device, row.inode, row.size, row.mtime_ns)
@@ -88,6 +92,14 @@ class Ledger:
             if other is None or row.outcome is not Outcome.MISSING or _is_missing(other):
                 self._by_path[entry.path] = entry
             self._index(entry)
+
+    def singly(self, item: Item) -> list[Item]:
+        """The item; or the pictures of a frame folder one by one, if some of them were taken as photos before."""
+        if item.kind == "file" or item.listed or item.path in self._by_path:
+            return [item]
+        if not any(member.path in self._by_path for member in item.members):
+            return [item]
+        return [Item("file", member.path) for member in item.members]
 
     def is_settled(self, item: Item) -> bool:
         """Whether the item is known, unchanged and done with, told without reading it."""
@@ -109,7 +121,7 @@ class Ledger:
             OSError: it cannot be read.
         """
         stat = stat_item(item)
-        entry = self._at_path(item, stat) or self._moved_fast(item, stat) or self._by_bytes(item, stat)  # fmt: skip
+        entry = self._at_path(item, stat) or self._moved(item, stat) or self._by_bytes(item, stat)
         entry.item = item
         return entry
 
@@ -141,13 +153,13 @@ class Ledger:
         entry = self._by_path.get(item.path)
         if entry is None:
             return None
-        if entry.stat == stat:
+        if entry.stat == stat and not is_unfinished(entry.fingerprint):
             return self._resume(entry)
         if entry.fingerprint == self._prefix(item, entry, stat):
             grown = stat.size > entry.stat.size
             if not grown or entry.kind in ("video", "sequence"):
                 return self._touch(entry, item, stat, grown=grown)
-        moved = self._moved_fast(item, stat)
+        moved = self._moved(item, stat)
         if moved is not None:
             return moved
         if entry.row is not None and entry.row.frames == 0:
@@ -156,16 +168,25 @@ class Ledger:
         fresh.displaced = entry
         return fresh
 
-    def _moved_fast(self, item: Item, stat: Stat) -> Entry | None:
-        """Known by inode, size and mtime, and no longer where it was."""
-        entry = self._by_stat.get(stat)
-        if entry is None or entry.path == item.path or "#" in item.path.name or self._holds(entry):
+    def _moved(self, item: Item, stat: Stat) -> Entry | None:
+        """Known by inode, size and mtime, or as what a video of this inode began with; and no longer where it was."""
+        if "#" in item.path.name:
             return None
-        return self._move(entry, item, stat)
+        entry = self._by_stat.get(stat)
+        if entry is not None and entry.path != item.path and not self._holds(entry):
+            return self._move(entry, item, stat)
+        entry = self._by_inode.get((stat.device, stat.inode))
+        if entry is None or entry.kind != "video" or item.kind != "file" or entry.path == item.path:
+            return None
+        if _exists(entry) or entry.item is not None or entry.fingerprint != self._prefix(item, entry, stat):
+            return None
+        grown = stat.size > entry.stat.size
+        self._rename(entry, item)
+        return self._touch(entry, item, stat, grown=grown)
 
     def _by_bytes(self, item: Item, stat: Stat) -> Entry:
         kind = _kind(item)
-        print_ = _fingerprint(item)
+        print_ = fingerprint_item(item, stat)
         for entry in self._by_content.get(print_, []):
             if entry.kind == kind and entry.row is not None and not self._holds(entry):
                 return self._move(entry, item, stat)
@@ -202,26 +223,32 @@ class Ledger:
     def _touch(self, entry: Entry, item: Item, stat: Stat, *, grown: bool) -> Entry:
         entry.update |= stat.columns()
         self._restat(entry, stat)
-        if not grown:
+        if not grown and not is_unfinished(entry.fingerprint):
             return self._resume(entry)
-        entry.fingerprint = _fingerprint(item)
+        entry.fingerprint = fingerprint_item(item, stat)
         entry.update |= {"fingerprint": entry.fingerprint, "outcome": None, "reason": ""}
         entry.action, entry.cursor = "continue", entry.row.cursor if entry.row else None
         return entry
 
     def _move(self, entry: Entry, item: Item, stat: Stat) -> Entry:
+        self._rename(entry, item)
+        if is_unfinished(entry.fingerprint):
+            return self._touch(entry, item, stat, grown=False)
+        entry.update |= stat.columns()
+        self._restat(entry, stat)
+        return self._resume(entry)
+
+    def _rename(self, entry: Entry, item: Item) -> None:
         if self._by_path.get(entry.path) is entry:
             del self._by_path[entry.path]
         self._by_path[item.path] = entry
         entry.path = item.path
-        entry.update |= {"path": str(item.path), **stat.columns()}
-        self._restat(entry, stat)
-        return self._resume(entry)
+        entry.update |= {"path": str(item.path)}
 
     def _read_again(self, entry: Entry, item: Item, stat: Stat) -> Entry:
         """It never gave a frame and has changed: the same row, from the start."""
         kind = _kind(item)
-        entry.fingerprint = _fingerprint(item)
+        entry.fingerprint = fingerprint_item(item, stat)
         entry.update |= {"fingerprint": entry.fingerprint, "cursor": None, "same_as": None}
         entry.update |= stat.columns()
         entry.kind, entry.cursor, entry.twin = kind, None, None
@@ -240,7 +267,7 @@ class Ledger:
         if stat.size < entry.stat.size:
             return ""
         if item.kind == "file":
-            return fingerprint(item.path, entry.stat.size)
+            return fingerprint(item.path, entry.stat.size, growing=is_unfinished(entry.fingerprint))
         count = re.match(r"b1s(\d+)-", entry.fingerprint)
         return fingerprint_sequence([m.path for m in item.members[: int(count[1])]]) if count else ""  # fmt: skip
 
@@ -259,10 +286,13 @@ class Ledger:
 
     def _is_done(self, entry: Entry) -> bool:
         outcome = entry.row and entry.row.outcome
-        return outcome not in (None, Outcome.MISSING) and not (outcome is Outcome.BROKEN and self._retry_broken)
+        if outcome in (None, Outcome.MISSING) or is_unfinished(entry.fingerprint):
+            return False
+        return not (outcome is Outcome.BROKEN and self._retry_broken)
 
     def _index(self, entry: Entry) -> None:
         self._by_stat.setdefault(entry.stat, entry)
+        self._by_inode[entry.stat.device, entry.stat.inode] = entry
         self._by_content.setdefault(entry.fingerprint, []).append(entry)
 
     def _restat(self, entry: Entry, stat: Stat) -> None:
@@ -308,9 +338,17 @@ def _kind(item: Item) -> SourceKind | Literal["other"]:
     return "sequence" if item.kind == "sequence" else probe(item.path).kind
 
 
-def _fingerprint(item: Item) -> str:
+def fingerprint_item(item: Item, stat: Stat) -> str:
+    """The identity of what an item was when `stat` was taken; it may have grown since.
+
+    Raises:
+        OSError: it cannot be read, or is shorter now.
+    """
     if item.kind == "file":
-        return fingerprint(item.path)
+        try:
+            return fingerprint(item.path, stat.size, growing=item.growing)
+        except ValueError as error:
+            raise OSError("it shrinks while it is read") from error
     return fingerprint_sequence([member.path for member in item.members])
 
 

@@ -1,13 +1,14 @@
 """What ingest tells while it works, and when it is done."""
 
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from cld_stream.errors import BrokenFilesError
 from cld_stream.storage.schema import Outcome
 
-__all__ = ["FileReport", "IngestProgress", "IngestReport"]
+__all__ = ["FileReport", "IngestProgress", "IngestReport", "WatchEvent", "WatchProgress", "WatchReport"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +93,7 @@ class IngestReport:
         """As JSON: file names that are not valid text are shown with backslashes."""
         whole = asdict(self) | {"counts": self.counts, "changed": self.changed}
         for row in whole["files"]:
-            raw = row["path"].encode("utf-8", "surrogateescape")
-            row["path"] = raw.decode("utf-8", "backslashreplace")
+            row["path"] = _shown(row["path"])
         return whole
 
     def raise_if_strict(self) -> None:
@@ -109,3 +109,85 @@ class IngestReport:
                 f"{len(broken)} files are broken: {', '.join(map(ascii, broken[:3]))}{more}. "
                 "Everything else is in the store; repair or remove them, or leave out --strict."
             )
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    """Something that happened while watching; as JSON one object a line.
+
+    Attributes:
+        event: `file` (one was taken, or found missing), `folder` (`state` gone or back), `camera` (down or up).
+        path: the file or folder, or the camera's address without user and password.
+        outcome: of a file, as in the ledger; None = nothing in it can be read yet.
+        frames: that it gave now.
+        reason: why it is so, in words.
+    """
+
+    event: Literal["file", "folder", "camera"]
+    path: str
+    state: str = ""
+    kind: str = ""
+    outcome: Outcome | None = None
+    reason: str = ""
+    reader: str = ""
+    action: str = ""
+    frames: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON: what does not apply is left out, and the time is in it."""
+        known = ("event", "path", "outcome", "frames", "reason", "kind", "reader", "action")
+        names = known if self.event == "file" else ("event", "path", "state", "reason")
+        return {name: getattr(self, name) for name in names} | {"path": _shown(self.path), "utc": round(time.time(), 3)}
+
+
+@dataclass(frozen=True, slots=True)
+class WatchProgress:
+    """How watching stands.
+
+    Attributes:
+        state: `watching` or `reading`.
+        files: in the folders, known and done with.
+        waiting: files that do not stand still yet.
+        taken, broken: files since the start.
+        frames: added since the start.
+        cameras, live: all of them, and those that send.
+        dropped: frames, the oldest, that made room for new ones.
+        current: the file in hand.
+    """
+
+    state: Literal["watching", "reading"]
+    files: int
+    waiting: int
+    taken: int
+    broken: int
+    frames: int
+    cameras: int
+    live: int
+    dropped: int
+    seconds: float
+    current: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self) | {"current": _shown(self.current)}
+
+
+@dataclass
+class WatchReport:
+    """The result of a watch: frames added and dropped, files taken by outcome, and what the user should know."""
+
+    store: str
+    frames: int = 0
+    dropped: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON: the last line of the answer."""
+        return {"event": "end"} | asdict(self)
+
+
+def _shown(path: str) -> str:
+    """File names that are not valid text are shown with backslashes."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

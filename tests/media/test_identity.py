@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cld_stream.media.identity import fingerprint, fingerprint_sequence
+from cld_stream.media.identity import fingerprint, fingerprint_sequence, is_unfinished
 
 SIZES = st.integers(0, 3 << 20)
 
@@ -46,3 +46,18 @@ def test_a_sequence_is_its_pictures_in_order(tmp_path: Path) -> None:
     assert len({whole, fingerprint_sequence(paths[::-1]), fingerprint_sequence(paths[:3])}) == 3
     paths[2].unlink()
     assert fingerprint_sequence(paths) != whole
+
+
+def test_of_a_recording_in_progress_the_head_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "rec.mkv"
+    path.write_bytes(bytes(range(256)) * 4096)
+    was = fingerprint(path, 700_000, growing=True)
+    with path.open("r+b") as file:
+        file.write(b"closed")
+    assert fingerprint(path, 700_000, growing=True) == was
+    assert is_unfinished(was)
+    assert not is_unfinished(fingerprint(path))
+    with path.open("r+b") as file:
+        file.seek(1 << 16)
+        file.write(b"changed")
+    assert fingerprint(path, 700_000, growing=True) != was

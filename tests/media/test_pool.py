@@ -50,9 +50,12 @@ def test_events_come_in_job_order_and_hold_what_the_reader_gives(tmp_path: Path)
 def test_workers_stay_for_the_next_run_and_end_with_the_pool(tmp_path: Path) -> None:
     path = counter(tmp_path / "a.mp4", steady(20))
     with DecodePool(2, IngestSettings()) as pool:
-        list(pool.run(video_jobs([path] * 4)))
+        first = threading.Thread(target=lambda: list(pool.run(video_jobs([path] * 4))))
+        first.start()
+        first.join()
         pids = pool.pids
-        list(pool.run(video_jobs([path] * 4)))
+        time.sleep(0.2)  # a worker that died with that thread would be gone by now
+        assert {d.outcome for d in outcomes(pool, video_jobs([path] * 4))} == {"ADDED"}
         assert pool.pids == pids
         assert all(alive(pid) for pid in pids)
     assert not any(alive(pid) for pid in pids)

@@ -323,7 +323,7 @@ def test_files_that_vanish_during_a_run_are_told_and_harm_no_other(
     moment: str, media: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = [media / "a.mp4", media / "c.jpg"]
-    module, name = (pipeline, "discover") if moment == "looked at" else (pipeline._Run, "_job")
+    module, name = (pipeline, "discover") if moment == "looked at" else (pipeline.Run, "_job")
     before = getattr(module, name)
 
     def then_they_vanish(*args: Any) -> Any:

@@ -1,0 +1,37 @@
+"""Addresses of cameras, and how they are shown: without what opens them."""
+
+import re
+
+__all__ = ["is_camera", "is_device", "masked"]
+
+_DEVICE = re.compile(r"/dev/(video\d+|v4l/.+)")
+_STREAM = re.compile(r"rtsps?://", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_SECRET = re.compile(r"([\w.-]*(?:us[er]|login|pas|pwd|token|auth|key|secret|sig)[\w.-]*)=[^&;/?#]*", re.IGNORECASE)
+
+
+def is_device(text: str) -> bool:
+    """Whether it names a capture device: `/dev/video0`, `/dev/v4l/by-id/...`."""
+    return _DEVICE.fullmatch(text) is not None
+
+
+def is_camera(text: str) -> bool:
+    """Whether it names a camera: an `rtsp://` or `rtsps://` address, or a capture device."""
+    return is_device(text) or _STREAM.match(text) is not None
+
+
+def masked(text: str) -> str:
+    """An address without user and password, and with `***` for the value of every parameter that sounds like one.
+
+    This is what is shown and stored, and what tells one camera from another. Other text is returned as it is.
+    """
+    if _URL.match(text) is None:
+        return text
+    scheme, _, rest = text.partition("://")
+    end = re.search(r"[/?#]", rest)
+    host, path = (rest[: end.start()], rest[end.start() :]) if end else (rest, "")
+    if "@" in host:
+        host = host.rpartition("@")[2]
+    elif "@" in path and re.fullmatch(r"[^\[].*:\d*[^\d].*", host):  # no port: a password with a slash in it
+        host, path = rest.rpartition("@")[2], ""
+    return f"{scheme.lower()}://{host}" + _SECRET.sub(r"\1=***", path)
