@@ -1,13 +1,14 @@
 """Local groups: the k-means of a mini-batch."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["TIE", "Grouping", "full_precision", "group_means", "local_kmeans", "segment_means"]
+from cld_stream.learn.precision import fast_float32
+
+__all__ = ["TIE", "Grouping", "group_means", "local_kmeans", "segment_means"]
 
 # Shape suffixes: N rows, D features, K groups.
 
@@ -17,18 +18,6 @@ Grouping = Callable[[Tensor], tuple[Tensor, Tensor]]
 TIE = 1e-5
 """Squared distances this close to the least count as equal; the lowest group number wins. Matrix
 products round differently from the authors' broadcast differences, so exact repeats need it."""
-
-
-@contextmanager
-def full_precision(device_type: str) -> Iterator[None]:
-    """float32 that is float32: no autocast and no TF32 in the block."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def local_kmeans(x_ND: Tensor, k: int, iters: int) -> tuple[Tensor, Tensor]:
@@ -51,7 +40,7 @@ def local_kmeans(x_ND: Tensor, k: int, iters: int) -> tuple[Tensor, Tensor]:
     """
     if k < 1 or iters < 1 or len(x_ND) < 1:
         raise ValueError(f"k-means needs rows, k >= 1 and iters >= 1; got {len(x_ND)}, {k}, {iters}")
-    with full_precision(x_ND.device.type):
+    with fast_float32(x_ND.device):
         x_ND = x_ND.float()
         fixed_ND = x_ND.detach()
         centroids_KD = F.pad(fixed_ND[:k], (0, 0, 0, max(0, k - len(x_ND))))
@@ -66,12 +55,12 @@ def _nearest(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
     # |x|^2 is the same for every centroid
     distance_NK = torch.addmm(centroids_KD.square().sum(1), x_ND, centroids_KD.T, alpha=-2)
     near_NK = distance_NK <= distance_NK.amin(1, keepdim=True) + TIE
-    return near_NK.to(torch.uint8).argmax(1)
+    return near_NK.view(torch.uint8).argmax(1)
 
 
 def group_means(x_ND: Tensor, labels_N: Tensor, k: int) -> Tensor:
     """Mean row of each of k groups (K x D); zero for an empty one. A matrix product: deterministic on every device."""
-    member_KN = F.one_hot(labels_N, k).T.to(x_ND.dtype)
+    member_KN = (labels_N == torch.arange(k, device=labels_N.device)[:, None]).to(x_ND.dtype)
     return member_KN @ x_ND / member_KN.sum(1, keepdim=True).clamp(min=1)
 
 

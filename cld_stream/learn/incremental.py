@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cld_stream.learn.groups import TIE, full_precision, segment_means
+from cld_stream.learn.groups import TIE, segment_means
+from cld_stream.learn.precision import fast_float32
 
 __all__ = ["IncrementalKMeans"]
 
@@ -82,7 +83,7 @@ class IncrementalKMeans:
         """Label of the nearest group of each row (int64); -1 while there is no group. Changes nothing."""
         if not len(self):
             return torch.full((len(x_ND),), -1, device=x_ND.device)
-        with full_precision(x_ND.device.type):
+        with fast_float32(x_ND.device):
             centroids_DK = self.centroids().T
             return torch.cat([(block_ND.float() @ centroids_DK).argmax(1) for block_ND in torch.split(x_ND, _BLOCK)])
 
@@ -100,7 +101,7 @@ class IncrementalKMeans:
                 no group.
             slots_N: their slots, distinct.
         """
-        with full_precision(x_ND.device.type):
+        with fast_float32(x_ND.device):
             self.forget(slots_N)
             finite_N = x_ND.isfinite().all(1)
             x_ND, slots_N = x_ND[finite_N].float(), slots_N[finite_N]
@@ -124,7 +125,7 @@ class IncrementalKMeans:
             rng: decides where groups are cut. The same state, rows and generator give the same groups, bit for bit.
             rounds: >= 1 of assignment, means, and local search; a few more are taken while K still grows.
         """
-        with full_precision(rows_MD.device.type):
+        with fast_float32(rows_MD.device):
             live_N = (live_M & rows_MD.isfinite().all(1)).nonzero()[:, 0]
             x_ND = rows_MD[live_N]
             self.group_M.fill_(-1)

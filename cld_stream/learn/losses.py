@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cld_stream.learn.groups import Grouping, full_precision
+from cld_stream.learn.groups import Grouping
+from cld_stream.learn.precision import fast_float32
 from cld_stream.learn.softmax import Hide, log_sum_exp
 
 __all__ = [
@@ -161,7 +162,7 @@ def nt_xent(f1_ND: Tensor, f2_ND: Tensor, temperature: float) -> Tensor:
     Returns:
         Mean over all views, in nats; log(2N - 1) means "knows nothing".
     """
-    with full_precision(f1_ND.device.type):
+    with fast_float32(f1_ND.device):
         n, f_VD = len(f1_ND), torch.cat([f1_ND, f2_ND]).float()
         logits_VV = (f_VD @ f_VD.T / temperature).fill_diagonal_(_NEVER)
         return F.cross_entropy(logits_VV, torch.arange(2 * n, device=f_VD.device).roll(n))
@@ -184,7 +185,7 @@ def cross_level_loss(g1_ND: Tensor, g2_ND: Tensor, grouping: Grouping, temperatu
     """
     labels1_N, centroids1_KD = grouping(g1_ND)
     labels2_N, centroids2_KD = grouping(g2_ND)
-    with full_precision(g1_ND.device.type):
+    with fast_float32(g1_ND.device):
         first = F.cross_entropy(g1_ND.float() @ centroids2_KD.T / temperature, labels2_N)
         second = F.cross_entropy(g2_ND.float() @ centroids1_KD.T / temperature, labels1_N)
     return (first + second) / 2
@@ -210,7 +211,7 @@ def bank_level_loss(
     Returns:
         Mean over the batch, in nats; log(K) means "knows nothing".
     """
-    with full_precision(g1_ND.device.type):
+    with fast_float32(g1_ND.device):
         centroids_DK = centroids_KD.detach().float().T / temperature
         first = F.cross_entropy(g1_ND.float() @ centroids_DK, labels1_N)
         second = F.cross_entropy(g2_ND.float() @ centroids_DK, labels2_N)
@@ -219,7 +220,7 @@ def bank_level_loss(
 
 def _logits(q_ND: Tensor, positive_ND: Tensor, other_KD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """(N) with one's own positive and (N x K) with all others, in float32; only the queries receive a gradient."""
-    with full_precision(q_ND.device.type):
+    with fast_float32(q_ND.device):
         q_ND = q_ND.float() / temperature
         return (q_ND * positive_ND.detach().float()).sum(1), q_ND @ other_KD.detach().float().T
 

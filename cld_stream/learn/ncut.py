@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cld_stream.learn.groups import full_precision, group_means, local_kmeans
+from cld_stream.learn.groups import group_means, local_kmeans
+from cld_stream.learn.precision import fast_float32
 
 __all__ = ["normalised_cuts"]
 
@@ -32,7 +33,7 @@ def normalised_cuts(x_ND: Tensor, k: int, eigenvectors: int, iters: int) -> tupl
     """
     if eigenvectors < 1:
         raise ValueError(f"normalised cuts need at least one eigenvector, got {eigenvectors}")
-    with full_precision(x_ND.device.type):
+    with fast_float32(x_ND.device):
         x_ND = x_ND.float()
         labels_N, _ = local_kmeans(_embedding(x_ND.detach(), eigenvectors), k, iters)
         return labels_N, group_means(x_ND, labels_N, k)
