@@ -1,4 +1,4 @@
-# make demo | test | check | bench | gpu | audit | clean      (needs Python 3.11+ and make; everything else it installs)
+# make demo | test | check | bench | soak | gpu | audit | clean      (needs Python 3.11+ and make; everything else it installs)
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 DATA   := $(wildcard ../shared/data)
 export CLD_STREAM_DATA ?= $(abspath $(DATA))
 
-.PHONY: demo test check lint bench gpu audit clean
+.PHONY: demo test check lint bench soak gpu audit clean
 
 demo: $(READY)
 	$(BIN)/cld-stream demo --out demo-out
@@ -29,6 +29,9 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.query
 	$(BIN)/python -m benchmarks.kmeans
 	$(BIN)/python -m benchmarks.incremental
+
+soak: $(READY)
+	$(BIN)/pytest -m soak
 
 gpu: $(READY)
 	$(BIN)/pytest -m gpu
