@@ -141,7 +141,7 @@ class Keeper:
         """The last checkpoint and, unless an end was asked for, a publication."""
         self.checkpoint()
         publish = not stop()
-        if publish and (self._publication is not None or self._learner.updates > self._published):
+        if publish and (self._publication is not None or self._learner.updates > max(self._published, 0)):
             if self._publication is None:
                 self._begin_publication()
             while self._publication is not None and not stop():
