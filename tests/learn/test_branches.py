@@ -18,7 +18,7 @@ from cld_stream.learn.learner import Learner
 from cld_stream.learn.losses import nce_loss, nce_normaliser, npid_loss
 from tests.learn.conftest import Golden
 from tests.learn.test_groups import unit_rows
-from tests.learn.test_learner import SMALL, differing, run, state, step
+from tests.learn.test_learner import SMALL, assert_resumes, differing, run, state, step
 
 KINDS = [*((name, 0) for name in BRANCHES), ("npid", 16)]
 
@@ -31,16 +31,7 @@ def small(branch: str, negatives: int = 0, cld: float = 1.0, **loss: object) -> 
 @pytest.mark.parametrize(("branch", "negatives"), KINDS)
 @pytest.mark.parametrize("cld", [0.0, 1.0])
 def test_ten_steps_a_reload_and_ten_more_are_twenty_bit_for_bit(branch: str, negatives: int, cld: float) -> None:
-    settings = small(branch, negatives, cld)
-    whole, first = Learner(settings), Learner(settings)
-    losses = run(whole, 20)
-    assert torch.tensor(losses).isfinite().all()
-    again = run(first, 10)
-    second = Learner(settings)
-    second.load_state_dict(*first.state_dict())
-    again += run(second, 10, start=80)
-    assert losses == again
-    assert differing(state(whole), state(second)) == []
+    assert_resumes(small(branch, negatives, cld))
 
 
 @pytest.mark.parametrize(("branch", "negatives"), KINDS)

@@ -9,7 +9,7 @@ from cld_stream.config import Settings, load_settings
 from cld_stream.learn.learner import Learner
 from cld_stream.learn.losses import bank_level_loss, cross_level_loss
 from tests.learn.test_groups import unit_rows
-from tests.learn.test_learner import SMALL, differing, run, state, step
+from tests.learn.test_learner import SMALL, assert_resumes, differing, run, state, step
 
 
 def small(kind: str, **loss: object) -> Settings:
@@ -19,15 +19,7 @@ def small(kind: str, **loss: object) -> Settings:
 
 @pytest.mark.parametrize("kind", ["bank", "both"])
 def test_ten_steps_a_reload_and_ten_more_are_twenty_bit_for_bit(kind: str) -> None:
-    settings = small(kind)
-    whole, first = Learner(settings), Learner(settings)
-    losses = run(whole, 20)
-    again = run(first, 10)
-    second = Learner(settings)
-    second.load_state_dict(*first.state_dict())
-    again += run(second, 10, start=80)
-    assert losses == again
-    assert differing(state(whole), state(second)) == []
+    assert_resumes(small(kind))
 
 
 @pytest.mark.parametrize("kind", ["bank", "both"])

@@ -52,6 +52,19 @@ def differing(a: dict[str, NDArray[Any]], b: dict[str, NDArray[Any]]) -> list[st
     return [name for name in a if not np.array_equal(a[name], b[name])]
 
 
+def assert_resumes(settings: Settings) -> None:
+    """Twenty steps are ten, a reload and ten more, bit for bit."""
+    whole, first = Learner(settings), Learner(settings)
+    losses = run(whole, 20)
+    assert torch.tensor(losses).isfinite().all()
+    again = run(first, 10)
+    second = Learner(settings)
+    second.load_state_dict(*first.state_dict())
+    again += run(second, 10, start=80)
+    assert losses == again
+    assert differing(state(whole), state(second)) == []
+
+
 def test_a_batch_is_the_fresh_frames_first_and_then_distinct_replays_of_others(settings: Settings) -> None:
     learner = Learner(settings)
     run(learner, 6)
@@ -105,14 +118,7 @@ def test_forgotten_frames_leave_buffer_and_bank(settings: Settings) -> None:
 
 
 def test_ten_steps_a_reload_and_ten_more_are_twenty_bit_for_bit(settings: Settings) -> None:
-    whole, first = Learner(settings), Learner(settings)
-    losses = run(whole, 20)
-    again = run(first, 10)
-    second = Learner(settings)
-    second.load_state_dict(*first.state_dict())
-    again += run(second, 10, start=80)
-    assert losses == again
-    assert differing(state(whole), state(second)) == []
+    assert_resumes(settings)
 
 
 def test_a_step_that_is_not_finite_changes_nothing(settings: Settings) -> None:
