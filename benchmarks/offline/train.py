@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.offline.recipes import Cell
-from cld_stream.learn.buffer import Admission, Ids
+from cld_stream.learn.buffer import Admission, Ids, Origin
 from cld_stream.learn.learner import Learner, StepPlan
 
 __all__ = ["Run", "state_file"]
 
-_NOBODY = Admission(*(np.empty(0, np.int64) for _ in range(3)))
+_NONE: Ids = np.empty(0, np.int64)
+_NOBODY = Admission(_NONE, _NONE, _NONE, Origin.unknown(0))
 
 
 @dataclass

@@ -5,15 +5,36 @@ Admission is a proposal first and an act second, so that a step that goes wrong 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["POLICIES", "Admission", "Fifo", "Policy", "ReplayBuffer", "Reservoir"]
+__all__ = ["POLICIES", "Admission", "Fifo", "Origin", "Policy", "ReplayBuffer", "Reservoir"]
 
 Ids = NDArray[np.int64]
 EMPTY = -1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where N frames come from: what tells near-repeats before anything is learnt.
+
+    Attributes:
+        source: (N) int64 number of the recording that a frame belongs to; -1 = not known, near no other frame.
+        time: (N) float64 when, on the clock of that recording [s].
+    """
+
+    source: Ids
+    time: NDArray[np.float64]
+
+    @classmethod
+    def unknown(cls, n: int) -> Self:
+        """Of n frames of which nothing is known."""
+        return cls(np.full(n, EMPTY, np.int64), np.zeros(n))
+
+    def __getitem__(self, at: NDArray[Any]) -> "Origin":
+        return Origin(self.source[at], self.time[at])
 
 
 @dataclass(frozen=True)
@@ -24,11 +45,13 @@ class Admission:
         ids: (N) their frame ids.
         slots: (N) their slots; -1 = not taken. No slot appears twice.
         evicted: ids of the frames that lose their slots.
+        origin: where the newcomers come from.
     """
 
     ids: Ids
     slots: Ids
     evicted: Ids
+    origin: Origin
 
 
 class ReplayBuffer:
@@ -41,6 +64,7 @@ class ReplayBuffer:
         order: the frame's number in the stream of everything offered; tells who came first.
         born: the learner's step at admission; age = present step - born [steps].
         replays: how often the frame was replayed since.
+        source, time: its `Origin`.
         seen: frames offered so far, taken or not.
     """
 
@@ -53,21 +77,26 @@ class ReplayBuffer:
         self.order: Ids = np.zeros(capacity, np.int64)
         self.born: Ids = np.zeros(capacity, np.int64)
         self.replays: Ids = np.zeros(capacity, np.int64)
+        self.source: Ids = np.full(capacity, EMPTY, np.int64)
+        self.time: NDArray[np.float64] = np.zeros(capacity)
         self.seen = 0
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self.ids != EMPTY))
 
-    def propose(self, ids_N: Ids, rng: np.random.Generator) -> Admission:
+    def propose(self, ids_N: Ids, rng: np.random.Generator, origin: Origin | None = None) -> Admission:
         """Decide where newcomers would go, changing nothing. Free slots are filled first, in order.
 
         Raises:
-            ValueError: an id is negative, repeated, or in the buffer already.
+            ValueError: an id is negative, repeated, or in the buffer already; or `origin` is not that of N frames.
         """
         ids_N = np.asarray(ids_N, np.int64)
         known = np.isin(ids_N, self.ids)
         if (ids_N < 0).any() or len(np.unique(ids_N)) < len(ids_N) or known.any():
             raise ValueError(f"frame ids must be new, distinct and not negative, got {ids_N}")
+        origin = Origin.unknown(len(ids_N)) if origin is None else origin
+        if not len(origin.source) == len(origin.time) == len(ids_N):
+            raise ValueError(f"{len(ids_N)} frames, but the origin of {len(origin.source)}")
         slots_N = np.full(len(ids_N), EMPTY, np.int64)
         free = np.flatnonzero(self.ids == EMPTY)[: len(ids_N)]
         slots_N[: len(free)] = free
@@ -76,7 +105,7 @@ class ReplayBuffer:
         slots_N[late] = self.policy.evict(self, len(late), rng)
         slots_N = _last_wins(slots_N)
         replaced = self.ids[slots_N[slots_N != EMPTY]]
-        return Admission(ids_N, slots_N, replaced[replaced != EMPTY])
+        return Admission(ids_N, slots_N, replaced[replaced != EMPTY], origin)
 
     def apply(self, admission: Admission, step: int) -> None:
         """Carry a proposal out; `step` becomes the birth of the newcomers."""
@@ -87,11 +116,13 @@ class ReplayBuffer:
         self.order[slots] = number_N[taken]
         self.born[slots] = step
         self.replays[slots] = 0
+        self.source[slots] = admission.origin.source[taken]
+        self.time[slots] = admission.origin.time[taken]
         self.seen += len(admission.ids)
 
-    def admit(self, ids_N: Ids, rng: np.random.Generator, step: int = 0) -> Admission:
+    def admit(self, ids_N: Ids, rng: np.random.Generator, step: int = 0, origin: Origin | None = None) -> Admission:
         """Propose and carry out."""
-        admission = self.propose(ids_N, rng)
+        admission = self.propose(ids_N, rng, origin)
         self.apply(admission, step)
         return admission
 
@@ -116,13 +147,13 @@ class ReplayBuffer:
         self.ids[slots] = EMPTY
         return slots
 
-    def state_dict(self) -> dict[str, NDArray[np.int64]]:
+    def state_dict(self) -> dict[str, NDArray[Any]]:
         """Copies of the table."""
         columns = {name: getattr(self, name).copy() for name in _COLUMNS}
         return columns | {"seen": np.array([self.seen], np.int64)}
 
-    def load_state_dict(self, state: Mapping[str, NDArray[np.int64]]) -> None:
-        """Take a saved table over.
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take a saved table over. Without origins (older checkpoints) they are not known.
 
         Raises:
             ValueError: it has another capacity.
@@ -130,11 +161,13 @@ class ReplayBuffer:
         if len(state["ids"]) != self.capacity:
             raise ValueError(f"saved with {len(state['ids'])} rows, this one has {self.capacity}")
         for name in _COLUMNS:
-            setattr(self, name, np.array(state[name], np.int64))
+            if name in state or name not in _ORIGIN:
+                getattr(self, name)[:] = state[name]
         self.seen = int(state["seen"][0])
 
 
-_COLUMNS = ("ids", "order", "born", "replays")
+_ORIGIN = ("source", "time")
+_COLUMNS = ("ids", "order", "born", "replays", *_ORIGIN)
 
 
 class Policy(Protocol):

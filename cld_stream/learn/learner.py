@@ -17,7 +17,7 @@ from cld_stream.learn.augment import RandomViews, central_view
 from cld_stream.learn.average import WeightAverage, estimate_batch_norm
 from cld_stream.learn.bank import MemoryBank
 from cld_stream.learn.branches import Batch, make_branch
-from cld_stream.learn.buffer import EMPTY, Admission, Ids, ReplayBuffer
+from cld_stream.learn.buffer import EMPTY, Admission, Ids, Origin, ReplayBuffer
 from cld_stream.learn.cross_level import CrossLevel
 from cld_stream.learn.descent import Descent
 from cld_stream.learn.encoder import Encoder, build_encoder
@@ -101,10 +101,15 @@ class Learner:
         self.views = RandomViews(settings.augment, settings.encoder.crop, self.branch.views)
         self.cross_level = CrossLevel(settings.loss, rows, settings.encoder.feature_dim, self.device)
 
-    def plan(self, fresh: Iterable[int] = ()) -> StepPlan:
-        """Decide a batch, changing nothing: admit the fresh frames first, then draw replays among those that stay."""
+    def plan(self, fresh: Iterable[int] = (), origin: Origin | None = None) -> StepPlan:
+        """Decide a batch, changing nothing: admit the fresh frames first, then draw replays among those that stay.
+
+        Args:
+            fresh: ids of the fresh frames.
+            origin: where they come from; None = not known.
+        """
         rng = np.random.default_rng(self._entropy(0))
-        admission = self.buffer.propose(_ids(fresh), rng)
+        admission = self.buffer.propose(_ids(fresh), rng, origin)
         taken = admission.slots[admission.slots != EMPTY]
         replays = max(0, self.settings.optim.batch - len(admission.ids))
         replayed = self.buffer.sample(replays, rng, exclude=taken)
@@ -156,9 +161,9 @@ class Learner:
         self.clock += 1
         return StepReport(ok, loss.item(), instance.item(), cld.item(), lr, f1.detach(), g1.detach())
 
-    def remember(self, fresh: Iterable[int]) -> Admission:
+    def remember(self, fresh: Iterable[int], origin: Origin | None = None) -> Admission:
         """Admit frames without a step. Their bank rows are born when they are first replayed."""
-        admission = self.buffer.propose(_ids(fresh), np.random.default_rng(self._entropy(0)))
+        admission = self.buffer.propose(_ids(fresh), np.random.default_rng(self._entropy(0)), origin)
         taken = admission.slots[admission.slots != EMPTY]
         self._bury(taken)  # the rows of those who were evicted
         self.buffer.apply(admission, self.clock)

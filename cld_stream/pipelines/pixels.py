@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cld_stream.learn.buffer import EMPTY, Ids
+from cld_stream.learn.buffer import EMPTY, Ids, Origin
 from cld_stream.learn.feed import Feed
+from cld_stream.pipelines.origins import origin_of
 from cld_stream.storage.frames import FrameReader
 from cld_stream.storage.store import Store
 
@@ -138,13 +139,14 @@ class FreshBatch:
     """Frames in stream order, and where the feed stands once they are used.
 
     Attributes:
-        ids, pixels, aspect: of the F frames that still exist; may be empty after a `forget`.
+        ids, pixels, aspect, origin: of the F frames that still exist; may be empty after a `forget`.
         feed: the feed behind this batch. What was read ahead and not used is never counted as seen.
     """
 
     ids: Ids
     pixels: Tensor
     aspect: NDArray[np.float32]
+    origin: Origin
     feed: Feed
 
 
@@ -219,8 +221,8 @@ class FreshFrames:
         rows = self._store.catalog.rows(ids)
         present &= np.isin(ids, rows.ids)
         kept = np.isin(rows.ids, ids[present])
-        fresh = torch.from_numpy(pixels[present])
-        return FreshBatch(ids[present], fresh, _aspects(self._store, rows.aspect[kept]), replace(self._feed))
+        fresh, aspect = torch.from_numpy(pixels[present]), _aspects(self._store, rows.aspect[kept])
+        return FreshBatch(ids[present], fresh, aspect, origin_of(self._store, rows)[kept], replace(self._feed))
 
 
 def _aspects(store: Store, aspect: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -184,7 +184,7 @@ class _Trainer:
         if kept.all():
             return batch
         pixels = batch.pixels[torch.from_numpy(kept)]
-        return replace(batch, ids=batch.ids[kept], pixels=pixels, aspect=batch.aspect[kept])
+        return replace(batch, ids=batch.ids[kept], pixels=pixels, aspect=batch.aspect[kept], origin=batch.origin[kept])
 
     def _feed(self, batch: FreshBatch, committed: int, limit: int | None) -> None:
         """Fresh frames: the steps they are worth, or only a place in the buffer while there are too few."""
@@ -192,7 +192,7 @@ class _Trainer:
         buffered = len(learner.buffer) + len(batch.ids)
         enough = buffered >= min(self._settings.min_frames, learner.buffer.capacity)
         if buffered < _FEWEST or not (enough or batch.feed.lag(committed) == 0):
-            slots = learner.remember(batch.ids).slots
+            slots = learner.remember(batch.ids, batch.origin).slots
             self._cache.put(batch.ids, slots, batch.pixels, batch.aspect)
         else:
             self._step(batch, committed)
@@ -222,7 +222,7 @@ class _Trainer:
         """A plan and its pixels. Frames that were forgotten meanwhile leave, and the plan is made again."""
         nothing = torch.empty((0, *[self._store.header.size] * 2, 3), dtype=torch.uint8)
         while True:
-            plan = self._learner.plan(() if batch is None else batch.ids)
+            plan = self._learner.plan() if batch is None else self._learner.plan(batch.ids, batch.origin)
             try:
                 if batch is None:
                     pixels = self._cache.batch(plan.ids, plan.slots, nothing, np.empty(0, np.float32))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cld_stream.learn.buffer import Admission, ReplayBuffer
+from cld_stream.learn.buffer import Admission, Origin, ReplayBuffer
 
 
 def offer(buffer: ReplayBuffer, sizes: list[int], rng: np.random.Generator) -> list[Admission]:
@@ -119,3 +119,27 @@ def test_an_id_that_is_present_repeated_or_negative_is_refused(ids: list[int]) -
 def test_another_capacity_is_refused() -> None:
     with pytest.raises(ValueError, match="8 rows, this one has 9"):
         ReplayBuffer(9, "fifo").load_state_dict(ReplayBuffer(8, "fifo").state_dict())
+
+
+def test_where_a_frame_comes_from_stays_with_its_slot_and_in_the_saved_table() -> None:
+    buffer, rng = ReplayBuffer(5, "fifo"), np.random.default_rng(0)
+    for first in (0, 3, 6):
+        ids = np.arange(first, first + 3)
+        buffer.admit(ids, rng, origin=Origin(ids + 100, ids / 2))
+    other = ReplayBuffer(5, "fifo")
+    other.load_state_dict(buffer.state_dict())
+    for table in (buffer, other):
+        assert table.source.tolist() == (table.ids + 100).tolist()
+        assert table.time.tolist() == (table.ids / 2).tolist()
+    with pytest.raises(ValueError, match="origin of 2"):
+        buffer.admit(np.array([20]), rng, origin=Origin.unknown(2))
+
+
+def test_a_table_saved_before_there_were_origins_is_read() -> None:
+    buffer = ReplayBuffer(3, "fifo")
+    buffer.admit(np.arange(3), np.random.default_rng(0))
+    old = {name: column for name, column in buffer.state_dict().items() if name not in ("source", "time")}
+    other = ReplayBuffer(3, "fifo")
+    other.load_state_dict(old)
+    assert other.ids.tolist() == [0, 1, 2]
+    assert (other.source == -1).all()
