@@ -96,7 +96,7 @@ class Learner:
         trained |= {f"branch.{name}": p for name, p in self.branch.named_parameters()}
         self.descent = Descent(trained, optim)
         self.average = WeightAverage(self.encoder, optim.average_decay)
-        self.buffer = ReplayBuffer(rows, settings.buffer.policy)
+        self.buffer = ReplayBuffer(rows, settings.buffer.policy, settings.buffer)
         self.bank = MemoryBank(rows, settings.encoder.feature_dim, settings.loss.bank_momentum, self.device)
         self.views = RandomViews(settings.augment, settings.encoder.crop, self.branch.views)
         self.cross_level = CrossLevel(settings.loss, rows, settings.encoder.feature_dim, self.device)
@@ -154,6 +154,7 @@ class Learner:
             self.average.follow(self.encoder)
             self.buffer.apply(plan.admission, self.clock)
             self.buffer.touch(plan.slots[plan.fresh :])
+            self.buffer.follow(self.bank.rows_MD, self.bank.live_M, plan.slots)
             self.updates += 1
             self.cbp += 2 * len(pixels)
         else:

@@ -21,7 +21,7 @@ __all__ = ["buffer_batches", "check_settings", "fresh_learner", "learner_of", "r
 _FIXED = (
     "encoder.backbone", "encoder.width", "encoder.norm", "encoder.crop", "encoder.head", "encoder.feature_dim",
     "loss.branch", "loss.negatives", "loss.queue", "loss.cross_level",
-    "loss.bank_groups", "buffer.capacity",
+    "loss.bank_groups", "buffer.capacity", "buffer.groups",
 )  # fmt: skip
 
 
