@@ -192,7 +192,7 @@ class BufferSettings(_Section):
         ge=0, le=1,
     )  # fmt: skip
     groups: int = setting(
-        256, "groups: most long-term groups that it is balanced over, and most short-term ones; at least four slots a "
+        256, "groups: most long-term groups that it is balanced over, and most short-term ones; at least two slots a "
         "group", ge=1,
     )  # fmt: skip
     cache_mb: int = setting(

@@ -16,7 +16,7 @@ __all__ = ["Looks"]
 
 # Shape suffixes: N frames of a batch.
 
-_AGAIN = 8
+_AGAIN = 4
 """Replayed frames of a batch that are looked at again: a forward pass each, of two forward and backward."""
 
 

@@ -14,11 +14,11 @@ from tests.learn.test_learner import PIXELS, SMALL, frames, run, step
 def test_the_fresh_frames_are_looked_at_and_then_those_of_the_oldest_looks() -> None:
     looks = Looks(60, 4, 16, torch.device("cpu"))
     looks.bank.fill(torch.arange(40), torch.ones(40, 4))
-    looks.bank.step_M[:40] = torch.arange(40, 0, -1)
+    looks.bank.step_M[:40] = torch.arange(40)
     replayed = np.array([5, 20, 50, 1, 39, 38, 37, 36, 35, 34, 33])
     at = looks.choose(np.concatenate([[41, -1, 42], replayed]), 3)
     assert at[:2].tolist() == [0, 2]
-    assert np.concatenate([[41, -1, 42], replayed])[at[2:]].tolist() == [50, 39, 38, 37, 36, 35, 34, 33]
+    assert np.concatenate([[41, -1, 42], replayed])[at[2:]].tolist() == [50, 1, 5, 20]
 
 
 def test_a_look_is_the_feature_of_the_central_view_under_the_averaged_weights() -> None:

@@ -45,7 +45,7 @@ class Groups(Policy):
     Frames without a live row have no group; together they count as one, as crowded as it is.
 
     Attributes:
-        most: K, most long-term groups, and most short-term ones; four slots a group at least.
+        most: K, most long-term groups, and most short-term ones; two slots a group at least.
         group_M: group of each slot's frame; -1 = none.
         cosine_M: float32 cosine of each frame with its centroid when it was last looked at.
         mean_GD: float32 running mean of the rows of each group.
@@ -59,7 +59,7 @@ class Groups(Policy):
 
     def __init__(self, capacity: int, settings: BufferSettings) -> None:
         super().__init__(capacity, settings)
-        self.most = max(1, min(settings.groups, capacity // 4))
+        self.most = max(1, min(settings.groups, capacity // 2))
         self.full = max(2, capacity // (2 * self.most))
         self._reset()
 
