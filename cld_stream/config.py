@@ -117,6 +117,7 @@ class EncoderSettings(_Section):
     norm: Literal["batch", "group"] = setting(
         "batch", "normalisation: batch, or group (no leak between frames of a batch)"
     )
+    activation: Literal["relu", "mish"] = setting("relu", "nonlinearity of the backbone, in place of its ReLUs")
     crop: int = setting(
         64,
         "side of the views that the encoder sees [pixels]; below 96 the small-image stem is used",
@@ -145,8 +146,10 @@ class LossSettings(_Section):
     temperature_group: float = setting(0.2, "T_G; smaller is sharper", gt=0)
     groups: int = setting(64, "K, local groups in a batch", ge=1)
     grouping: Literal["kmeans", "ncut"] = setting("kmeans", "how a batch is grouped: k-means, or normalised cuts")
-    cross_level: Literal["local", "bank", "both"] = setting(
-        "local", "groups that a view must find: those of the batch, persistent ones over the bank, or half of each"
+    cross_level: Literal["local", "bank", "both", "segments"] = setting(
+        "local",
+        "groups that a view must find: those of the batch, persistent ones over the bank, half of each, or the shots "
+        "or segments that `near` tells apart",
     )
     bank_groups: int = setting(256, "persistent groups over the bank", ge=1)
     bank_refine_steps: int = setting(
@@ -154,6 +157,30 @@ class LossSettings(_Section):
     )
     kmeans_iters: int = setting(5, "iterations of the local k-means", ge=1, le=100)
     bank_momentum: float = setting(0.5, "m of the memory bank: v <- norm(m v + (1 - m) f)", ge=0, le=1)
+    row_half_life: float = setting(
+        0.0, "steps in which a bank row that is not refreshed loses half its weight as a negative; 0 = none", ge=0
+    )
+    near: Literal["none", "time", "segment"] = setting(
+        "none", "near-repeats: frames of one shot within `near_s`, or of one segment found by its change points"
+    )
+    near_s: float = setting(2.0, "frames of one shot this far apart are near-repeats [s]", ge=0)
+    near_negatives: bool = setting(True, "near-repeats are each other's negatives")
+    near_positives: float = setting(
+        0.0, "probability that the second view of a frame is taken from a buffered near-repeat", ge=0, le=1
+    )
+    align: Literal["none", "bank", "ema"] = setting(
+        "none", "replayed frames are aligned with their bank rows, or with a slowly following encoder"
+    )
+    align_weight: float = setting(1.0, "weight of that alignment", ge=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wants = self.cross_level == "segments" or self.near_positives > 0 or not self.near_negatives
+        if wants and self.near == "none":
+            raise ValueError(
+                "near must be time or segment where cross_level is segments, near_positives > 0 or near_negatives is "
+                "false, got 'none'"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,9 @@ class Origin:
     def __getitem__(self, at: NDArray[Any]) -> "Origin":
         return Origin(self.source[at], self.time[at])
 
+    def __add__(self, other: "Origin") -> "Origin":
+        return Origin(np.concatenate([self.source, other.source]), np.concatenate([self.time, other.time]))
+
 
 @dataclass(frozen=True)
 class Admission:
@@ -132,6 +135,10 @@ class ReplayBuffer:
         if exclude is not None:
             candidates[exclude] = False
         return self.policy.sample(self, np.flatnonzero(candidates), n, rng)
+
+    def origin(self, slots: Ids) -> Origin:
+        """Where the frames of these slots come from."""
+        return Origin(self.source[slots], self.time[slots])
 
     def touch(self, slots: Ids) -> None:
         """Count a replay of these (distinct) slots."""

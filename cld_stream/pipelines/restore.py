@@ -19,9 +19,10 @@ from cld_stream.storage.store import Store
 __all__ = ["buffer_batches", "check_settings", "fresh_learner", "learner_of", "restore_learner", "saved_settings"]
 
 _FIXED = (
-    "encoder.backbone", "encoder.width", "encoder.norm", "encoder.crop", "encoder.head", "encoder.feature_dim",
+    "encoder.backbone", "encoder.width", "encoder.norm", "encoder.activation", "encoder.crop",
+    "encoder.head", "encoder.feature_dim",
     "loss.branch", "loss.negatives", "loss.queue", "loss.cross_level",
-    "loss.bank_groups", "buffer.capacity",
+    "loss.bank_groups", "loss.align", "buffer.capacity",
 )  # fmt: skip
 
 

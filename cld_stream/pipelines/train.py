@@ -225,9 +225,9 @@ class _Trainer:
             plan = self._learner.plan() if batch is None else self._learner.plan(batch.ids, batch.origin)
             try:
                 if batch is None:
-                    pixels = self._cache.batch(plan.ids, plan.slots, nothing, np.empty(0, np.float32))
+                    pixels = self._cache.batch(plan.wanted, plan.wanted_slots, nothing, np.empty(0, np.float32))
                 else:
-                    pixels = self._cache.batch(plan.ids, plan.slots, batch.pixels, batch.aspect)
+                    pixels = self._cache.batch(plan.wanted, plan.wanted_slots, batch.pixels, batch.aspect)
                 return plan, *pixels
             except GoneError as gone:
                 self._drop(gone.ids)
