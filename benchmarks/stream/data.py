@@ -28,7 +28,7 @@ HELD_OUT = 10
 HELD_OUT_SEQUENCES = 5
 """The same for recorded sequences, in the sweep alone: the final stream has them all."""
 
-LABELLED, ASKED = 5_000, 2_000
+LABELLED, ASKED = 4_000, 2_000
 """Images that the probes of a split or clip stream learn from, and held-out images that ask."""
 
 FRAME_S = 0.5

@@ -19,13 +19,13 @@ PLACES = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Shares of the stream after which the encoder is looked at."""
 
 MARKS = (0.1, 0.25, 0.5, 1.0)
-"""Of these, where all questions are asked and the linear probe is fitted."""
+"""Of these, where the linear probe is fitted, on all labelled frames. All questions are asked at the end alone."""
 
 NEIGHBOURS, SIGMA, PENALTY = 20, 0.1, 1e-3
 """Of kNN (votes weighted with exp(cosine / sigma)) and linear probe, the same for everyone."""
 
-QUICK_LABELLED, QUICK_ASKED = 2_500, 1_000
-"""At most so many frames between the marks."""
+QUICK_LABELLED, QUICK_ASKED, MARK_ASKED = 2_000, 1_000, 2_000
+"""At most so many frames between the marks, and questions at a mark."""
 
 _BATCH = 256
 _BN_BATCHES = 4
@@ -45,11 +45,12 @@ class Judge:
 
     @torch.no_grad()
     def look(self, learner: Learner, share: float, fed: int) -> None:
-        """Score the averaged encoder after `fed` frames. At marks on everything, else on an even subset."""
+        """Score the averaged encoder after `fed` frames; before the end on an even subset."""
         p, full = self.problem, share in MARKS
         quick = np.arange(0, len(p.labelled), -(-len(p.labelled) // QUICK_LABELLED))
         rows = np.arange(len(p.labelled)) if full else quick
-        asks = np.arange(0, len(p.asked), 1 if full else -(-len(p.asked) // QUICK_ASKED))
+        most = len(p.asked) if share == 1 else MARK_ASKED if full else QUICK_ASKED
+        asks = np.arange(0, len(p.asked), -(-len(p.asked) // most))
         embed = _Embed(learner, p.stream)
         (h_ND, f_Nd), (asked_QD, asked_Qd) = embed(p.labelled[rows]), embed(p.asked[asks])
         labels_N, truth_Q = (

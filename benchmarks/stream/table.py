@@ -23,8 +23,8 @@ _HOW = """Single pass from scratch, no labels, no task ids; every row of a track
 replay: the memory is the newest batch, and every step that this batch is worth is taken on it. i.i.d.: the same frames
 in random order. Every row is scored as published: averaged weights, batch-norm statistics from its own memory.
 FA: linear probe (penalty 1e-3) after the whole stream, all classes. CA: mean over ten even places of the stream of kNN
-(k 20) on the backbone, all classes; between the marks of the second table at most 1,000 questions. kNN: on the backbone
-(h) and on f_I, at the end.
+(k 20) on the backbone, all classes, an even subset of the questions before the end (1,000; 2,000 at the marks of the
+second table). kNN: on the backbone (h) and on f_I, at the end.
 Percent, mean ± standard deviation over seeds. Learning rates: the sweep below, one seed, the head of the stream, judged
 on held-out train data; no test label decides anything. CPU seconds and peak memory without and with the data, each
 cell in a process of its own."""
