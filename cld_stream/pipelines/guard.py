@@ -11,7 +11,7 @@ from cld_stream.pipelines.metrics import log
 
 __all__ = ["Checkup", "Guard", "Level", "assess"]
 
-_UNRELATED = 0.02  # agreement; a trained encoder and its random start still have 0.04
+_UNRELATED = 0.02  # agreement: hardly more than chance
 _KNOWS_NOTHING = 0.98  # of log(n)
 
 
