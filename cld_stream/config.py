@@ -260,7 +260,9 @@ class GuardSettings(_Section):
     """What is done when features fall apart (docs/guard.md). Lines are shares of what the last snapshot has."""
 
     enabled: bool = setting(True, "look, warn, hold publishing, roll back")
-    every_steps: int = setting(200, "steps between two looks; a look embeds 256 frames, and `publish.bn_batches` batches", ge=1)
+    every_steps: int = setting(
+        200, "steps between two looks; a look embeds 256 frames, and `publish.bn_batches` batches", ge=1
+    )
     warn: float = setting(
         0.5, "spread, effective rank or group entropy below this share: a line in the log", ge=0, le=1
     )
