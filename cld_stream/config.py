@@ -18,9 +18,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from cld_stream.errors import UsageError
 
 __all__ = [
-    "AugmentSettings", "BufferSettings", "EncoderSettings", "IngestSettings", "LossSettings", "OpsSettings",
-    "OptimSettings", "PublishSettings", "Settings", "StoreSettings", "TrainSettings", "as_dict", "as_toml",
-    "load_settings",
+    "AugmentSettings", "BufferSettings", "EncoderSettings", "GuardSettings", "IngestSettings", "LossSettings",
+    "OpsSettings", "OptimSettings", "PublishSettings", "Settings", "StoreSettings", "TrainSettings", "as_dict",
+    "as_toml", "load_settings",
 ]  # fmt: skip
 
 
@@ -283,6 +283,29 @@ class PublishSettings(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardSettings(_Section):
+    """What is done when features fall apart (docs/guard.md). Lines are shares of what the last snapshot has."""
+
+    enabled: bool = setting(True, "look, warn, hold publishing, roll back")
+    every_steps: int = setting(
+        200, "steps between two looks; a look embeds 256 frames, and `publish.bn_batches` batches", ge=1
+    )
+    warn: float = setting(
+        0.5, "spread, effective rank or group entropy below this share: a line in the log", ge=0, le=1
+    )
+    hold: float = setting(0.35, "below this share: nothing is published, no checkpoint is pinned", ge=0, le=1)
+    rollback: float = setting(
+        0.25, "below this share, `patience` looks in a row: the good state comes back", ge=0, le=1
+    )
+    patience: int = setting(2, "looks in a row before the good state comes back", ge=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rollback <= self.hold <= self.warn:
+            raise ValueError(f"rollback <= hold <= warn is needed, got {self.rollback:g}, {self.hold:g}, {self.warn:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpsSettings(_Section):
     """What a running ingest or train shows to whoever watches over it."""
 
@@ -309,6 +332,7 @@ class Settings:
     optim: OptimSettings = field(default_factory=OptimSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     publish: PublishSettings = field(default_factory=PublishSettings)
+    guard: GuardSettings = field(default_factory=GuardSettings)
     ops: OpsSettings = field(default_factory=OpsSettings)
 
 

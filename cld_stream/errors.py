@@ -5,6 +5,7 @@
     ├── LockHeldError         3   another process holds the lock; names its pid and argv
     ├── BrokenFilesError      4   finished, but some files were broken and --strict was given
     ├── GuardStopError        5   stopped by the guard for good: do not restart
+    ├── HeldError             1   the guard keeps an encoder from being published by hand
     ├── StoreError            1   a store, snapshot or checkpoint is absent, damaged or of a newer format
     │   ├── StoreNotFoundError  2
     │   ├── FormatTooNewError   1
@@ -45,6 +46,10 @@ class GuardStopError(CldError):
     """Training went wrong again after every remedy; a restart would repeat it."""
 
     exit_code = 5
+
+
+class HeldError(CldError):
+    """The guard keeps this encoder from being published."""
 
 
 class StoreError(CldError):

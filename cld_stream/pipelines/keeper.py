@@ -1,20 +1,23 @@
 """The cadence of the daemon: when it logs, checkpoints, publishes, extends, and shows a sign of life."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
+from numpy.typing import NDArray
 
-from cld_stream.config import Settings, as_toml
+from cld_stream.config import EncoderSettings, Settings, as_toml
 from cld_stream.errors import CldError, LockHeldError
 from cld_stream.learn.feed import Feed
 from cld_stream.learn.learner import Learner, StepReport
 from cld_stream.learn.probes import effective_rank, feature_std
+from cld_stream.pipelines.checkup import check_encoder, loss_ratio
 from cld_stream.pipelines.extend import Extender
+from cld_stream.pipelines.guard import Guard
 from cld_stream.pipelines.life import Life, Numbers
 from cld_stream.pipelines.metrics import MetricsLog, TrainProgress, finite, log
 from cld_stream.pipelines.pixels import PixelCache
@@ -61,12 +64,14 @@ class Keeper:
         learner: Learner,
         cache: PixelCache,
         rescue: Rescue,
+        guard: Guard,
         feed: Feed,
         on_progress: Callable[[TrainProgress], None] | None,
     ) -> None:
         self.feed, self.idle_steps, self.wait_s = feed, 0, 0.0
         self._store, self._settings, self._learner, self._cache = store, settings, learner, cache
-        self._rescue, self._on_progress = rescue, on_progress
+        self._rescue, self._guard, self._on_progress = rescue, guard, on_progress
+        self._looked = -1  # clock of the last look
         t = settings.train
         self._checkpoint, self._publish, self._extend = _Every(t.checkpoint_s), _Every(t.publish_s), _Every(t.extend_s)
         self._show = _Every(_SHOW_S)
@@ -101,14 +106,22 @@ class Keeper:
         row = self._store.catalog.latest_snapshot()
         return None if row is None else row.id
 
-    def after_step(self, report: StepReport, frames: int, committed: int) -> None:
-        """Take note of a step over so many frames."""
+    def after_step(self, report: StepReport, frames: int, committed: int) -> str | None:
+        """Take note of a step over so many frames. Gives the guard's reason when the good state must come back."""
         self._report = report
         self._frames += frames
+        sick = self._look() if report.ok and self._guard.due(self._learner.clock) else None
         if self._learner.clock % self._settings.train.log_steps == 0:
             if report.ok:  # features that are not numbers have no spread and no rank
                 self._measure(report)
             self._log.write(self._progress("training", committed))
+        return sick
+
+    def rolled_back(self, *, guarded: bool) -> None:
+        """An old state is back; what is being published may go on, it was sound."""
+        if guarded:
+            self._guard.rolled_back()
+        self._published = min(self._published, self._learner.updates)
 
     def tend(self, state: str, committed: int) -> None:
         """Do what is due. `state` as in `TrainProgress`; while waiting, publishing need not share the machine."""
@@ -122,6 +135,8 @@ class Keeper:
 
     def checkpoint(self) -> None:
         """Save everything that the next step depends on; a state behind which all went well is pinned."""
+        if self._settings.guard.enabled and self._looked != self._learner.clock:
+            self._look()
         arrays, numbers = self._learner.state_dict()
         meta = meta_of(
             numbers,
@@ -129,13 +144,16 @@ class Keeper:
             feed=self.feed.state_dict(),
             idle_steps=self.idle_steps,
             rescue=self._rescue.state_dict(),
+            guard=self._guard.state_dict(),
         )
-        good = self._rescue.good
+        good = self._rescue.good and not self._guard.holding
         keep = self._settings.train.checkpoints_kept
         save_checkpoint(self._store.path, self._learner.clock, arrays, meta, keep=keep, pin=good)
         self._rescue.saved(pinned=good)
         self._checkpoint.reset()
-        log.info("checkpoint at step %d%s", self._learner.clock, "" if good else " (not pinned: steps went wrong)")
+        log.info(
+            "checkpoint at step %d%s", self._learner.clock, "" if good else " (not pinned: it is not known to be good)"
+        )
 
     def finish(self, committed: int, stop: Callable[[], bool]) -> None:
         """The last checkpoint and, unless an end was asked for, a publication."""
@@ -177,6 +195,13 @@ class Keeper:
     def _begin_publication(self) -> None:
         learner, began = self._learner, time.monotonic()
         encoder, weights = learner.publishable(buffer_batches(self._store, learner, self._cache))
+        if self._settings.guard.enabled:
+            self._judge(encoder, weights)
+            if self._guard.holding:
+                self._publish.reset()
+                self._published = learner.updates  # dealt with, until there is something new
+                log.warning("not publishing now: guard: %s", self._guard.why)
+                return
         work = Publication(
             self._store,
             encoder,
@@ -217,6 +242,17 @@ class Keeper:
             work.__exit__(None, None, None)
         self._publishing_s += time.monotonic() - began
 
+    def _look(self) -> str | None:
+        """The guard judges what would be published now."""
+        encoder, weights = self._learner.publishable(buffer_batches(self._store, self._learner, self._cache))
+        return self._judge(encoder, weights)
+
+    def _judge(self, encoder: EncoderSettings, weights: Mapping[str, NDArray[Any]]) -> str | None:
+        learner = self._learner
+        self._looked = learner.clock
+        loss = loss_ratio(learner, self._report)
+        return self._guard.judge(check_encoder(self._store, encoder, weights, str(learner.device), loss))
+
     def _measure(self, report: StepReport) -> None:
         s, now = self._settings.loss, time.monotonic()
         groups = 0
@@ -251,6 +287,14 @@ class Keeper:
             lr=report.lr if report else 0.0,
             cbp=learner.cbp,
             rescues=self._rescue.rescues,
+            guard=self._guard.line(),
+            guard_warnings=self._guard.warnings,
+            guard_holds=self._guard.holds,
+            guard_rollbacks=self._guard.rollbacks,
+            guard_kept=self._guard.last.kept,
+            guard_entropy=self._guard.last.entropy,
+            guard_agreement=self._guard.last.agreement,
+            guard_loss_ratio=self._guard.last.loss_ratio,
         )
 
     def _numbers(self, state: str, committed: int) -> Numbers:

@@ -37,6 +37,7 @@ class TrainProgress:
         feature_std, effective_rank: of its instance features; near 0 and near 1 when collapsed.
         cbp: cumulative backward passes, views x frames.
         rescues: how often an old state was restored.
+        guard: what the guard says; see `Guard` and `Checkup` for the numbers (None = not known).
     """
 
     state: str
@@ -59,6 +60,14 @@ class TrainProgress:
     lr: float
     cbp: int
     rescues: int
+    guard: str
+    guard_warnings: int
+    guard_holds: int
+    guard_rollbacks: int
+    guard_kept: float
+    guard_entropy: float
+    guard_agreement: float
+    guard_loss_ratio: float
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cld_stream.config import EncoderSettings, PublishSettings
-from cld_stream.errors import CorruptError, StoreError
+from cld_stream.errors import CorruptError, HeldError, StoreError
 from cld_stream.pipelines.embed import Embedder, Features
 from cld_stream.pipelines.snapshots import prune_snapshots
 from cld_stream.search.cluster import nearest_group, spherical_kmeans
@@ -202,18 +202,32 @@ def publish(
         return work.finish()
 
 
-def publish_checkpoint(store_path: Path, device: str = "cpu") -> SnapshotRow:
+def publish_checkpoint(store_path: Path, device: str = "cpu", *, force: bool = False) -> SnapshotRow:
     """Publish the encoder of the newest checkpoint by hand.
+
+    Args:
+        force: also when the guard holds it.
 
     Raises:
         StoreNotFoundError: there is no store, or nothing was trained yet.
         LockHeldError: another process publishes.
+        HeldError: the guard holds it.
     """
+    from cld_stream.pipelines.checkup import check_encoder
+    from cld_stream.pipelines.guard import Level, assess
     from cld_stream.pipelines.restore import buffer_batches, restore_learner
 
     with Store.open(store_path) as store:
         learner, checkpoint = restore_learner(store_path, device)
         encoder, weights = learner.publishable(buffer_batches(store, learner))
+        guard = learner.settings.guard
+        if guard.enabled and not force:
+            level, why = assess(check_encoder(store, encoder, weights, device), guard)
+            if level >= Level.HOLD:
+                raise HeldError(
+                    f"{store_path}: the encoder of step {checkpoint.step} is held by the guard: {why}. The last "
+                    "snapshot stays current. `cld-stream snapshot --force` publishes it all the same."
+                )
         settings = learner.settings.publish
         made = publish(store, encoder, weights, step=checkpoint.step, settings=settings, device=device)
         assert made is not None

@@ -13,6 +13,7 @@ from cld_stream.config import Settings, load_settings
 from cld_stream.learn.buffer import Ids
 from cld_stream.learn.feed import Feed
 from cld_stream.learn.learner import Learner, StepPlan
+from cld_stream.pipelines.guard import Guard
 from cld_stream.pipelines.keeper import Keeper
 from cld_stream.pipelines.metrics import TrainProgress, TrainReport, log
 from cld_stream.pipelines.pixels import FreshBatch, FreshFrames, GoneError, PixelCache
@@ -73,7 +74,7 @@ def train(
         buffer = learner.settings.buffer
         cache = PixelCache(store, reader, buffer.capacity, buffer.cache_mb, learner.device)
         keeper = opened.enter_context(
-            Keeper(store, learner.settings, learner, cache, start.rescue, start.feed, on_progress)
+            Keeper(store, learner.settings, learner, cache, start.rescue, start.guard, start.feed, on_progress)
         )
         keeper.idle_steps = start.idle_steps
         if start.new:
@@ -99,6 +100,7 @@ class _Start:
     learner: Learner
     feed: Feed
     rescue: Rescue
+    guard: Guard
     idle_steps: int
     new: bool
 
@@ -108,15 +110,16 @@ def _begin(store_path: Path, settings: Settings, device: str) -> _Start:
     feed = Feed(max_lag=settings.train.max_lag)
     if not list_checkpoints(store_path):
         learner = fresh_learner(settings, device)
-        return _Start(learner, feed, Rescue(store_path, settings.train), 0, new=True)
+        return _Start(learner, feed, Rescue(store_path, settings.train), Guard(settings.guard), 0, new=True)
     checkpoint = load_checkpoint(store_path)
     if checkpoint.warning:
         log.warning("%s", checkpoint.warning)
     settings = check_settings(saved_settings(checkpoint), settings, store_path)
     feed.load_state_dict(checkpoint.meta["feed"])
     rescue = Rescue(store_path, settings.train, checkpoint.meta["rescue"])
+    guard = Guard(settings.guard, checkpoint.meta.get("guard"))
     learner = learner_of(checkpoint, settings, device)
-    return _Start(learner, feed, rescue, checkpoint.meta["idle_steps"], new=False)
+    return _Start(learner, feed, rescue, guard, checkpoint.meta["idle_steps"], new=False)
 
 
 class _Trainer:
@@ -213,8 +216,9 @@ class _Trainer:
         if report.ok and batch is not None:
             self._cache.put(batch.ids, plan.slots[: plan.fresh], batch.pixels, batch.aspect)
         self._steps += 1
-        self._keeper.after_step(report, len(plan.ids), committed)
-        if self._rescue.after_step(learner, report, plan.ids):
+        sick = self._keeper.after_step(report, len(plan.ids), committed)
+        if self._rescue.after_step(learner, report, plan.ids, sick):
+            self._keeper.rolled_back(guarded=sick is not None)
             self._forget_gone()
             self._keeper.checkpoint()
 
