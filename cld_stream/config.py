@@ -209,7 +209,19 @@ class BufferSettings(_Section):
     """The replay buffer."""
 
     capacity: int = setting(16_384, "frames remembered; the memory bank has as many rows", ge=2)
-    policy: Literal["reservoir", "fifo"] = setting("reservoir", "who stays when it is full")
+    policy: Literal["reservoir", "fifo", "two-tier", "minred", "groups"] = setting(
+        "reservoir", "who stays when it is full: a uniform sample, the newest, some of both, what has no near-repeat "
+        "here, or as many of every group of similar frames"
+    )  # fmt: skip
+    recent: float = setting(0.1, "two-tier: share of the buffer that holds the newest frames", gt=0, le=0.9)
+    recent_share: float = setting(
+        0.12, "two-tier: share of the replayed frames that come from them; up to half where the buffer is small",
+        ge=0, le=1,
+    )  # fmt: skip
+    groups: int = setting(
+        256, "groups: most long-term groups that it is balanced over, and most short-term ones; at least four slots a "
+        "group", ge=1,
+    )  # fmt: skip
     cache_mb: int = setting(
         2048,
         "decoded pixels kept on the training device; beyond it JPEG bytes are kept instead [MB]",

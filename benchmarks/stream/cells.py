@@ -175,7 +175,7 @@ def _train(learner: Learner, feed: Feed, stream: Frames, until: int) -> None:
 
 
 def _step(learner: Learner, stream: Frames, plan: Any) -> None:
-    rows = torch.from_numpy(np.asarray(getattr(plan, "wanted", plan.ids)))
+    rows = torch.from_numpy(np.asarray(plan.wanted))
     learner.step(plan, stream.pixels[rows].to(learner.device), stream.aspect[rows])
 
 

@@ -5,15 +5,16 @@ Admission is a proposal first and an act second, so that a step that goes wrong 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-__all__ = ["POLICIES", "Admission", "Fifo", "Origin", "Policy", "ReplayBuffer", "Reservoir"]
+from cld_stream.config import BufferSettings
+from cld_stream.learn.policies import EMPTY, Ids, make_policy
 
-Ids = NDArray[np.int64]
-EMPTY = -1
+__all__ = ["EMPTY", "Admission", "Ids", "Origin", "ReplayBuffer"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Admission:
 class ReplayBuffer:
     """At most `capacity` frames, each in a slot of its own. No operation loops over the rows.
 
-    Random choices come from the generator that is passed in; the table itself is deterministic.
+    Random choices come from the generator that is passed in; the table itself is deterministic. Policies are in
+    `cld_stream.learn.policies`; `settings` are those of the policy.
 
     Attributes:
         ids: frame id of each slot, -1 where it is free.
@@ -71,11 +73,11 @@ class ReplayBuffer:
         seen: frames offered so far, taken or not.
     """
 
-    def __init__(self, capacity: int, policy: str) -> None:
+    def __init__(self, capacity: int, policy: str, settings: BufferSettings | None = None) -> None:
         if capacity < 1:
             raise ValueError(f"a buffer needs room for at least one frame, got {capacity}")
         self.capacity = capacity
-        self.policy = POLICIES[policy]()
+        self.policy, self._prefix = make_policy(policy, capacity, settings or BufferSettings()), f"{policy}."
         self.ids: Ids = np.full(capacity, EMPTY, np.int64)
         self.order: Ids = np.zeros(capacity, np.int64)
         self.born: Ids = np.zeros(capacity, np.int64)
@@ -104,7 +106,7 @@ class ReplayBuffer:
         free = np.flatnonzero(self.ids == EMPTY)[: len(ids_N)]
         slots_N[: len(free)] = free
         late = np.arange(len(free), len(ids_N))
-        late = late[self.policy.admit(self.seen + late, self.capacity, rng)]
+        late = late[self.policy.admit(self.seen + late, rng)]
         slots_N[late] = self.policy.evict(self, len(late), rng)
         slots_N = _last_wins(slots_N)
         replaced = self.ids[slots_N[slots_N != EMPTY]]
@@ -115,6 +117,7 @@ class ReplayBuffer:
         number_N = self.seen + np.arange(len(admission.ids))
         taken = admission.slots != EMPTY
         slots = admission.slots[taken]
+        self.policy.forget(slots)
         self.ids[slots] = admission.ids[taken]
         self.order[slots] = number_N[taken]
         self.born[slots] = step
@@ -152,15 +155,23 @@ class ReplayBuffer:
         """
         slots = np.flatnonzero(np.isin(self.ids, ids) & (self.ids != EMPTY))
         self.ids[slots] = EMPTY
+        self.policy.forget(slots)
         return slots
 
+    def follow(self, rows_MD: Tensor, live_M: Tensor, slots: Ids) -> None:
+        """Tell the policy after a step that went well whose rows in the bank were born or have moved; -1 = none."""
+        self.policy.follow(self, rows_MD, live_M, slots[slots != EMPTY])
+
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Copies of the table."""
+        """Copies of the table, and of what the policy remembers."""
         columns = {name: getattr(self, name).copy() for name in _COLUMNS}
+        columns |= {f"{self._prefix}{name}": array for name, array in self.policy.state_dict().items()}
         return columns | {"seen": np.array([self.seen], np.int64)}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take a saved table over. Without origins (older checkpoints) they are not known.
+
+        A table that another policy kept is read too; the present one gets to know its frames as they are replayed.
 
         Raises:
             ValueError: it has another capacity.
@@ -171,67 +182,12 @@ class ReplayBuffer:
             if name in state or name not in _ORIGIN:
                 getattr(self, name)[:] = state[name]
         self.seen = int(state["seen"][0])
+        n = len(self._prefix)
+        self.policy.load_state_dict({name[n:]: array for name, array in state.items() if name.startswith(self._prefix)})
 
 
 _ORIGIN = ("source", "time")
 _COLUMNS = ("ids", "order", "born", "replays", *_ORIGIN)
-
-
-class Policy(Protocol):
-    """Who enters a full buffer, who leaves it, who is replayed."""
-
-    def admit(self, number_N: Ids, capacity: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-        """Which of the newcomers (numbers in the stream, from 0) enter a full buffer."""
-
-    def evict(self, buffer: ReplayBuffer, n: int, rng: np.random.Generator) -> Ids:
-        """Slots for n newcomers, in order. A slot named twice goes to the later one."""
-
-    def sample(self, buffer: ReplayBuffer, candidates: Ids, n: int, rng: np.random.Generator) -> Ids:
-        """At most n distinct ones of the candidate slots."""
-
-
-class _Uniform:
-    """Every candidate is as likely to be replayed as any other."""
-
-    def sample(self, buffer: ReplayBuffer, candidates: Ids, n: int, rng: np.random.Generator) -> Ids:
-        del buffer
-        return rng.choice(candidates, min(n, len(candidates)), replace=False)
-
-
-class Reservoir(_Uniform):
-    """A uniform sample of everything offered (Vitter 1985, algorithm R), a batch at a time.
-
-    Slots freed by `drop` are filled by the next frames without a draw: after a `forget` the
-    sample leans to them.
-    """
-
-    def admit(self, number_N: Ids, capacity: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-        """Frame number t (from 0) enters with probability capacity / (t + 1)."""
-        return rng.random(len(number_N)) * (number_N + 1) < capacity
-
-    def evict(self, buffer: ReplayBuffer, n: int, rng: np.random.Generator) -> Ids:
-        """Any slot, as likely as any other; also that of a newcomer of the same batch."""
-        return rng.integers(buffer.capacity, size=n)
-
-
-class Fifo(_Uniform):
-    """The newest frames."""
-
-    def admit(self, number_N: Ids, capacity: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-        """Everyone."""
-        del capacity, rng
-        return np.ones(len(number_N), np.bool_)
-
-    def evict(self, buffer: ReplayBuffer, n: int, rng: np.random.Generator) -> Ids:
-        """The frames that came first; a batch larger than the buffer goes round."""
-        del rng
-        # free slots belong to newcomers of this very batch: they are the youngest
-        key = np.where(buffer.ids == EMPTY, buffer.seen + np.arange(buffer.capacity), buffer.order)
-        oldest_first = np.argsort(key, kind="stable")
-        return np.resize(oldest_first, n)
-
-
-POLICIES: Mapping[str, type[Reservoir] | type[Fifo]] = {"reservoir": Reservoir, "fifo": Fifo}
 
 
 def _last_wins(slots_N: Ids) -> Ids:

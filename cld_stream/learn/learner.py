@@ -123,7 +123,7 @@ class Learner:
         trained |= {f"alignment.{name}": p for name, p in alignment.named_parameters()} if alignment else {}
         self.descent = Descent(trained, optim)
         self.average = WeightAverage(self.encoder, optim.average_decay)
-        self.buffer = ReplayBuffer(rows, settings.buffer.policy)
+        self.buffer = ReplayBuffer(rows, settings.buffer.policy, settings.buffer)
         self.near = NearRepeats(settings.loss, rows)
         self.bank = MemoryBank(rows, settings.encoder.feature_dim, settings.loss.bank_momentum, self.device)
         self.views = RandomViews(settings.augment, settings.encoder.crop, self.branch.views)
@@ -197,6 +197,7 @@ class Learner:
             self.average.follow(self.encoder)
             self.buffer.apply(plan.admission, self.clock)
             self.buffer.touch(plan.slots[plan.fresh :])
+            self.buffer.follow(self.bank.rows_MD, self.bank.live_M, plan.slots)
             self.updates += 1
             self.cbp += 2 * len(plan.ids)
         else:

@@ -22,7 +22,7 @@ _FIXED = (
     "encoder.backbone", "encoder.width", "encoder.norm", "encoder.activation", "encoder.crop",
     "encoder.head", "encoder.feature_dim",
     "loss.branch", "loss.negatives", "loss.queue", "loss.cross_level",
-    "loss.bank_groups", "loss.align", "buffer.capacity",
+    "loss.bank_groups", "loss.align", "buffer.capacity", "buffer.groups",
 )  # fmt: skip
 
 

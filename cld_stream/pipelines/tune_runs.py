@@ -57,6 +57,7 @@ class FinishedRuns:
 
     def _path(self, settings: Settings) -> Path:
         every = as_dict(settings)
-        matters = [every[name] for name in ("encoder", "loss", "augment", "optim")] + [settings.buffer.policy]
+        matters = [every[name] for name in ("encoder", "loss", "augment", "optim")]
+        matters += [every["buffer"][name] for name in ("policy", "recent", "recent_share", "groups")]
         key = hashlib.sha256(json.dumps([*self._common, *matters]).encode()).hexdigest()
         return self._folder / f"{key[:24]}.json"

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cld_stream.learn.buffer import Admission, Origin, ReplayBuffer
+from cld_stream.learn.policies import POLICIES
 
 
 def offer(buffer: ReplayBuffer, sizes: list[int], rng: np.random.Generator) -> list[Admission]:
@@ -29,7 +30,7 @@ def test_fifo_holds_what_a_deque_would(capacity: int, sizes: list[int]) -> None:
 
 
 @given(
-    policy=st.sampled_from(["fifo", "reservoir"]),
+    policy=st.sampled_from(sorted(POLICIES)),
     capacity=st.integers(1, 9),
     sizes=st.lists(st.integers(0, 20), max_size=12),
 )
