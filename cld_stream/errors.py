@@ -9,6 +9,8 @@
     ├── StoreError            1   a store, snapshot or checkpoint is absent, damaged or of a newer format
     │   ├── StoreNotFoundError  2
     │   ├── FormatTooNewError   1
+    │   ├── StoreFullError      1   no space left: passes when some is freed
+    │   ├── StoreBusyError      1   another process keeps the catalog: passes when it lets go
     │   └── CorruptError        1
     └── MediaError            1   a file or camera cannot be read; ingest turns it into an outcome
 
@@ -64,6 +66,14 @@ class StoreNotFoundError(StoreError):
 
 class FormatTooNewError(StoreError):
     """Written by a newer release than this one."""
+
+
+class StoreFullError(StoreError):
+    """No space is left on the store's disk. Nothing that was there is harmed."""
+
+
+class StoreBusyError(StoreError):
+    """Another process has kept the catalog for too long."""
 
 
 class CorruptError(StoreError):

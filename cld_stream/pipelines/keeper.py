@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from cld_stream.config import EncoderSettings, Settings, as_toml
-from cld_stream.errors import CldError, LockHeldError
 from cld_stream.learn.feed import Feed
 from cld_stream.learn.learner import Learner, StepReport
 from cld_stream.learn.probes import effective_rank, feature_std
@@ -20,6 +19,7 @@ from cld_stream.pipelines.extend import Extender
 from cld_stream.pipelines.guard import Guard
 from cld_stream.pipelines.life import Life, Numbers
 from cld_stream.pipelines.metrics import MetricsLog, TrainProgress, finite, log
+from cld_stream.pipelines.patience import Attempts
 from cld_stream.pipelines.pixels import PixelCache
 from cld_stream.pipelines.publish import Publication
 from cld_stream.pipelines.rescue import Rescue
@@ -31,6 +31,8 @@ from cld_stream.storage.store import Store
 __all__ = ["Keeper"]
 
 _SHOW_S = 0.25
+_EXTENDING = "giving features to new frames"
+_RETRY_S = 60.0  # after a publication that failed
 _EXTEND_FRAMES = 512  # at a time: training must not wait long
 
 
@@ -74,11 +76,12 @@ class Keeper:
         self._looked = -1  # clock of the last look
         t = settings.train
         self._checkpoint, self._publish, self._extend = _Every(t.checkpoint_s), _Every(t.publish_s), _Every(t.extend_s)
-        self._show = _Every(_SHOW_S)
+        self._show, self._retry = _Every(_SHOW_S), _Every(_RETRY_S)
+        self._attempts, self._failed = Attempts(log), False
         self._open = ExitStack()
         self._publication: Publication | None = None
         self._publishing_s, self._began = 0.0, time.monotonic()
-        self._published = -1  # updates at the last publication
+        self._published = self._unpublished = -1  # updates at the last publication, and at the one before
         self._report: StepReport | None = None
         self._health = (0, 0.0, 0.0)
         self._frames, self._since, self._rates = 0, time.monotonic(), (0.0, 0.0)
@@ -87,7 +90,8 @@ class Keeper:
         logs = self._store.path / "logs"
         self._life = self._open.enter_context(Life(self._store, "train", self._settings.ops))
         self._log = self._open.enter_context(MetricsLog(logs, self._settings.ops.log_mb))
-        atomic_write_bytes(logs / "settings.toml", as_toml(self._settings).encode())
+        settings = as_toml(self._settings).encode()
+        self._attempts.attempt("writing settings.toml", lambda: atomic_write_bytes(logs / "settings.toml", settings))
         self._extender = Extender(self._store, str(self._learner.device), self._settings.publish.batch)
         self._open.callback(self._extender.close)
         latest = self._store.catalog.latest_snapshot()
@@ -126,12 +130,17 @@ class Keeper:
     def tend(self, state: str, committed: int) -> None:
         """Do what is due. `state` as in `TrainProgress`; while waiting, publishing need not share the machine."""
         if self._checkpoint.due():
-            self.checkpoint()
+            self.try_checkpoint()
         if self._extend.due():
-            self._extender.run(_EXTEND_FRAMES)
+            self._attempts.attempt(_EXTENDING, lambda: self._extender.run(_EXTEND_FRAMES))
             self._extend.reset()
         self._tend_publication(waiting=state == "waiting")
         self._show_life("publishing" if self._publication else state, committed)
+
+    def try_checkpoint(self) -> None:
+        """A checkpoint, if there is room for it; else the last one counts until the next is due."""
+        self._checkpoint.reset()
+        self._attempts.attempt("a checkpoint", self.checkpoint)
 
     def checkpoint(self) -> None:
         """Save everything that the next step depends on; a state behind which all went well is pinned."""
@@ -166,7 +175,7 @@ class Keeper:
                 self._advance_publication()
                 self._show_life("publishing", committed)
         elif publish:
-            self._extender.run()
+            self._attempts.attempt(_EXTENDING, self._extender.run)
         self._life.beat("done", lambda: self._numbers("done", committed), now=True)
         if self._on_progress is not None:
             self._on_progress(self._progress("done", committed))
@@ -183,7 +192,8 @@ class Keeper:
         if self._publication is None:
             news = learner.updates - max(self._published, 0)
             asleep = waiting and (self._published < 0 or news >= max(1, self._settings.train.idle_steps))
-            if news > 0 and (self._publish.due() or asleep) and self._share_left():
+            due = self._retry.due() if self._failed else self._publish.due() or asleep
+            if news > 0 and due and self._share_left():
                 self._begin_publication()
         elif waiting or self._share_left():
             self._advance_publication()
@@ -193,7 +203,7 @@ class Keeper:
         return self._publishing_s <= self._settings.train.publish_share * elapsed
 
     def _begin_publication(self) -> None:
-        learner, began = self._learner, time.monotonic()
+        learner, began, before = self._learner, time.monotonic(), self._published
         encoder, weights = learner.publishable(buffer_batches(self._store, learner, self._cache))
         if self._settings.guard.enabled:
             self._judge(encoder, weights)
@@ -218,11 +228,11 @@ class Keeper:
             },
         )
         self._publish.reset()
-        try:
-            self._publication = work.__enter__()
-        except LockHeldError as e:
-            log.warning("not publishing now: %s", e)
+        self._failed = not self._attempts.attempt("publishing", work.__enter__, part=True)
+        if self._failed:
+            self._retry.reset()
             return
+        self._publication, self._unpublished = work, before
         self._published = learner.updates
         self._publishing_s += time.monotonic() - began
         log.info("publishing the encoder of step %d: %d frames to embed", learner.clock, work.rows)
@@ -230,15 +240,18 @@ class Keeper:
     def _advance_publication(self) -> None:
         work, began = self._publication, time.monotonic()
         assert work is not None
-        try:
+
+        def advance() -> None:
             if not work.advance():
-                snapshot = work.finish()
-                log.info("published %s", snapshot.id)
+                log.info("published %s", work.finish().id)
+                self._attempts.over("publishing")
                 self._publication = None
-                work.__exit__(None, None, None)
-        except CldError as e:
-            log.error("publishing failed: %s", e)
-            self._publication = None
+
+        if not self._attempts.attempt("publishing", advance, part=True):
+            work.abandon()
+            self._publication, self._failed, self._published = None, True, self._unpublished
+            self._retry.reset()
+        if self._publication is None:
             work.__exit__(None, None, None)
         self._publishing_s += time.monotonic() - began
 

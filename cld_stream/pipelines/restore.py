@@ -112,7 +112,7 @@ def buffer_batches(store: Store, learner: Learner, cache: PixelCache | None = No
     """
     publish = learner.settings.publish
     slots = learner.draw(publish.batch * publish.bn_batches)
-    with store.reader() as reader:
+    with store.reader(on_damage=lambda _: None) as reader:  # whoever embeds or trains says so
         cache = cache or PixelCache(store, reader, learner.buffer.capacity, 0, learner.device)
         for start in range(0, len(slots), publish.batch):
             part = slots[start : start + publish.batch]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cld_stream.config import Settings, load_settings
+from cld_stream.errors import CorruptError
 from cld_stream.learn.buffer import Ids
 from cld_stream.learn.feed import Feed
 from cld_stream.learn.learner import Learner, StepPlan
@@ -68,7 +69,7 @@ def train(
     with ExitStack() as opened:
         store = opened.enter_context(Store.open(store_path))
         opened.enter_context(store.trainer_lock())
-        reader = opened.enter_context(store.reader())
+        reader = opened.enter_context(store.reader(on_damage=_passed_over))
         start = _begin(store_path, settings, device)
         learner = start.learner
         buffer = learner.settings.buffer
@@ -93,6 +94,10 @@ def train(
             snapshot=keeper.snapshot,
             seconds=time.monotonic() - began,
         )
+
+
+def _passed_over(error: CorruptError) -> None:
+    log.error("damaged frames are passed over: %s", error)
 
 
 @dataclass(frozen=True)
@@ -220,7 +225,7 @@ class _Trainer:
         if self._rescue.after_step(learner, report, plan.ids, sick):
             self._keeper.rolled_back(guarded=sick is not None)
             self._forget_gone()
-            self._keeper.checkpoint()
+            self._keeper.try_checkpoint()
 
     def _gather(self, batch: FreshBatch | None) -> tuple[StepPlan, torch.Tensor, torch.Tensor]:
         """A plan and its pixels. Frames that were forgotten meanwhile leave, and the plan is made again."""

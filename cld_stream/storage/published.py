@@ -17,6 +17,7 @@ from cld_stream.storage.schema import Run, Segment, SnapshotRow
 __all__ = ["Published"]
 
 _RUNS_KEPT = 100  # of a kind
+_SIGN_S = 0.1  # a sign of life waits for others only this long: it holds nobody up
 
 
 class Published(Database):
@@ -97,7 +98,7 @@ class Published(Database):
         values |= {"argv": json.dumps(list(argv)), "started_utc": now, "heartbeat_utc": now}
         row = schema.runs.c
         mine = select(row.id).where(row.kind == kind).order_by(row.id.desc())
-        with self.writing() as tx:
+        with self.writing(_SIGN_S) as tx:
             tx.execute(
                 update(schema.runs)
                 .where(row.kind == kind, row.ended_utc.is_(None))
@@ -112,7 +113,7 @@ class Published(Database):
         values: dict[str, Any] = {"heartbeat_utc": time.time()}
         if info is not None:
             values["info"] = json.dumps(dict(info))
-        with self.writing() as tx:
+        with self.writing(_SIGN_S) as tx:
             tx.execute(update(schema.runs).where(schema.runs.c.id == run).values(values))
 
     def end_run(self, run: int, outcome: str) -> None:
