@@ -1,11 +1,12 @@
-"""What a replay policy and the persistent groups cost a step, with 100,000 rows in the buffer.
+"""What a replay policy and persistent groups cost a step, with 100,000 rows in the buffer.
 
     python -m benchmarks.policies [--rows 100000] [--rounds 40] [--json]
 
 The step is that of the CPU recipe as shipped (`reservoir`, local groups), over so many rows. Then each policy alone, on
-a full buffer and bank, as the step calls it: plan, apply and follow, 16 fresh frames and 112 replayed ones; and the
-persistent groups over the bank (`loss.cross_level=bank`): following the batch, and a share of the refinement that comes
-every `loss.bank_refine_steps` steps. Rows: directions around 2,000 centres; those that are replayed move. CPU time.
+a full buffer, as the step calls it: plan, apply and follow, 16 fresh frames and 112 replayed ones; what it takes to
+look at frames, for those policies that want to know; and persistent groups over the bank (`loss.cross_level=bank`):
+following the batch, and a share of the refinement that comes every `loss.bank_refine_steps` steps. Rows: directions
+around 2,000 centres; those that are replayed move. CPU time.
 """
 
 import argparse
@@ -23,9 +24,9 @@ import torch.nn.functional as F
 
 from benchmarks.step import Bench
 from cld_stream.config import Settings, load_settings
-from cld_stream.learn.bank import MemoryBank
 from cld_stream.learn.buffer import EMPTY, ReplayBuffer
 from cld_stream.learn.incremental import IncrementalKMeans
+from cld_stream.learn.looks import Looks
 from cld_stream.learn.policies import POLICIES
 
 GOAL = 0.05
@@ -43,14 +44,15 @@ class Rows:
 
     def new(self, n: int) -> torch.Tensor:
         which = torch.randint(0, CENTRES, (n,), generator=self.generator)
-        return F.normalize(self.centres[which] + SPREAD * self._noise(n, self.centres.shape[1]), dim=1)
+        return self.moved(self.centres[which] + SPREAD * self._noise(n, self.centres.shape[1]))
 
     def moved(self, rows: torch.Tensor) -> torch.Tensor:
         moved: torch.Tensor = F.normalize(rows + MOVED * self._noise(*rows.shape), dim=1)
         return moved
 
     def _noise(self, n: int, dim: int) -> torch.Tensor:
-        return torch.randn(n, dim, generator=self.generator) / math.sqrt(dim)
+        noise = torch.randn(n, dim, generator=self.generator)
+        return noise / math.sqrt(dim)
 
 
 class Memory:
@@ -59,7 +61,7 @@ class Memory:
     def __init__(self, settings: Settings, policy: str) -> None:
         self.settings, self.rng = settings, np.random.default_rng(0)
         capacity, dim = settings.buffer.capacity, settings.encoder.feature_dim
-        self.rows, self.bank = Rows(dim), MemoryBank(capacity, dim, 0.5)
+        self.rows, self.looks = Rows(dim), Looks(capacity, dim, settings.encoder.crop, torch.device("cpu"))
         self.buffer, self.fed = ReplayBuffer(capacity, policy, settings.buffer), 0
         while self.fed < capacity:
             self.step(fresh=2048, replays=0)
@@ -73,14 +75,30 @@ class Memory:
         taken = admission.slots[admission.slots != EMPTY]
         replayed = self.buffer.sample(replays, self.rng, exclude=taken)
         took = time.process_time() - began
-        new, old = torch.from_numpy(taken), torch.from_numpy(replayed)
-        self.bank.fill(new, self.rows.new(len(new)))
-        self.bank.fill(old, self.rows.moved(self.bank.rows_MD[old]))
+        slots = np.concatenate([admission.slots, replayed])
+        seen = torch.from_numpy(slots[self.looks.choose(slots, fresh)])
+        bank, new = self.looks.bank, min(fresh, len(seen))
+        bank.fill(seen, torch.cat([self.rows.new(new), self.rows.moved(bank.rows_MD[seen[new:]])]), self.fed)
         began = time.process_time()
         self.buffer.apply(admission, 0)
         self.buffer.touch(replayed)
-        self.buffer.follow(self.bank.rows_MD, self.bank.live_M, np.concatenate([admission.slots, replayed]))
+        if self.buffer.policy.looks:
+            self.buffer.follow(bank.rows_MD, bank.live_M, seen.numpy())
         return took + time.process_time() - began
+
+
+def of_looks(bench: Bench, rounds: int) -> list[float]:
+    """Seconds of each round."""
+    learner, crop = bench.learner, bench.settings.encoder.crop
+    looks = Looks(bench.settings.buffer.capacity, bench.settings.encoder.feature_dim, crop, learner.device)
+    slots, fresh, seconds = np.arange(bench.settings.optim.batch), bench.settings.optim.fresh, []
+    for _ in range(rounds):
+        began = time.process_time()
+        at = looks.choose(slots, fresh)
+        rows = torch.from_numpy(at)
+        looks.look(learner.average, learner.encoder, slots[at], bench.pixels[rows], bench.aspect[rows], 0)
+        seconds.append(time.process_time() - began)
+    return seconds
 
 
 def of_policy(settings: Settings, policy: str, rounds: int) -> list[float]:
@@ -117,10 +135,13 @@ def measure(rows: int, rounds: int) -> dict[str, Any]:
     bench.full()
     step = statistics.median(bench.full() for _ in range(max(5, rounds // 4)))
     costs = {name: of_policy(settings, name, rounds) for name in POLICIES}
+    looks = statistics.mean(of_looks(bench, rounds // 2))
+    costs = {n: [x + looks * POLICIES[n].looks for x in s] for n, s in costs.items()}
     costs["groups over the bank"] = of_groups(settings, rounds)
     return {
         "rows": rows,
         "step_ms": round(1000 * step, 1),
+        "looks_ms": round(1000 * looks, 2),
         "mean_ms": {name: round(1000 * statistics.mean(s), 2) for name, s in costs.items()},
         "most_ms": {name: round(1000 * max(s), 2) for name, s in costs.items()},
         "goal": GOAL,
@@ -138,6 +159,8 @@ def page(found: dict[str, Any]) -> str:
         f"{found['rows']:,} rows, step of the CPU recipe {step} ms of CPU time; {found['cpu']}, torch "
         f"{found['torch']}, {found['threads']} thread(s), {found['date']}. "
         f"Goal: policy and groups < {found['goal']:.0%}.",
+        "",
+        f"Of minred and groups, {found['looks_ms']} ms are looking at frames.",
         "",
         "| part | mean [ms] | most [ms] | share of the step | with groups over the bank |",
         "| --- | --- | --- | --- | --- |",

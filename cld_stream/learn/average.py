@@ -4,16 +4,18 @@ Not MoCo's or BYOL's momentum encoder: nothing is trained against it.
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["WeightAverage", "estimate_batch_norm"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+OutT = TypeVar("OutT")
 
 
 class WeightAverage:
@@ -48,6 +50,16 @@ class WeightAverage:
         for name, parameter in twin.named_parameters():
             parameter.copy_(self._average[name])
         return twin
+
+    @torch.no_grad()
+    def output(self, module: Callable[..., OutT], x: Tensor) -> OutT:
+        """What the module would give with the averaged parameters, in eval mode; buffers are as they are."""
+        assert isinstance(module, nn.Module)
+        mode = module.training
+        module.eval()
+        out: OutT = functional_call(module, self._average, (x,))
+        module.train(mode)
+        return out
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged parameters by name (not copies)."""

@@ -159,8 +159,8 @@ class ReplayBuffer:
         return slots
 
     def follow(self, rows_MD: Tensor, live_M: Tensor, slots: Ids) -> None:
-        """Tell the policy after a step that went well whose rows in the bank were born or have moved; -1 = none."""
-        self.policy.follow(self, rows_MD, live_M, slots[slots != EMPTY])
+        """Tell the policy, after a step that went well, whose rows (distinct slots) were born or have moved."""
+        self.policy.follow(self, rows_MD, live_M, slots)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Copies of the table, and of what the policy remembers."""

@@ -23,6 +23,7 @@ from cld_stream.learn.buffer import EMPTY, Admission, Ids, Origin, ReplayBuffer
 from cld_stream.learn.cross_level import CrossLevel
 from cld_stream.learn.descent import Descent
 from cld_stream.learn.encoder import Encoder, build_encoder
+from cld_stream.learn.looks import Looks
 from cld_stream.learn.near import NearRepeats
 from cld_stream.learn.undo import Undo
 
@@ -128,6 +129,9 @@ class Learner:
         self.bank = MemoryBank(rows, settings.encoder.feature_dim, settings.loss.bank_momentum, self.device)
         self.views = RandomViews(settings.augment, settings.encoder.crop, self.branch.views)
         self.cross_level = CrossLevel(settings.loss, rows, settings.encoder.feature_dim, self.device)
+        self.looks: Looks | None = None
+        if self.buffer.policy.looks:
+            self.looks = Looks(rows, settings.encoder.feature_dim, settings.encoder.crop, self.device)
 
     def plan(self, fresh: Iterable[int] = (), origin: Origin | None = None) -> StepPlan:
         """Decide a batch, changing nothing: admit the fresh frames first, then draw replays among those that stay.
@@ -197,7 +201,7 @@ class Learner:
             self.average.follow(self.encoder)
             self.buffer.apply(plan.admission, self.clock)
             self.buffer.touch(plan.slots[plan.fresh :])
-            self.buffer.follow(self.bank.rows_MD, self.bank.live_M, plan.slots)
+            self._look(plan, pixels, aspect)
             self.updates += 1
             self.cbp += 2 * len(plan.ids)
         else:
@@ -251,6 +255,7 @@ class Learner:
             "alignment": self.alignment.state_dict() if self.alignment else {},
             "average": self.average.state_dict(),
             "bank": self.bank.state_dict(),
+            "looks": self.looks.state_dict() if self.looks is not None else {},
             "momentum": self.descent.state_dict(),
         }
         arrays = {f"{part}.{n}": _numpy(t) for part, state in tensors.items() for n, t in state.items()}
@@ -278,6 +283,8 @@ class Learner:
         self.average.load_state_dict(parts["average"], numbers["averaged"])
         self.bank.load_state_dict(parts["bank"])
         self.buffer.load_state_dict(parts["buffer"])
+        if self.looks is not None:
+            self.looks.load_state_dict(parts.get("looks", {}))
         self.descent.load_state_dict(parts.get("momentum", {}))
         for name in _NUMBERS:
             setattr(self, name, numbers[name])
@@ -307,6 +314,18 @@ class Learner:
         self.bank.kill(at)
         self.cross_level.forget(at)
         self.near.forget(slots)
+        if self.looks is not None:
+            self.looks.forget(at)
+
+    def _look(self, plan: StepPlan, pixels: Tensor, aspect: Tensor) -> None:
+        """Show the buffer's policy what frames of the batch look like, if it wants to know."""
+        if self.looks is None:
+            return
+        at = self.looks.choose(plan.slots, plan.fresh)
+        slots, rows = plan.slots[at], torch.from_numpy(at).to(self.device)
+        with self._autocast():
+            self.looks.look(self.average, self.encoder, slots, pixels[rows], aspect[rows], self.clock)
+        self.buffer.follow(self.looks.bank.rows_MD, self.looks.bank.live_M, slots)
 
     def _newborn(self, plan: StepPlan, slots: Tensor) -> Tensor:
         """Frames with a slot whose bank row is not theirs yet: fresh ones, and those only remembered so far."""

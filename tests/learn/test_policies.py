@@ -41,7 +41,7 @@ class Memory:
         slots = np.concatenate([admission.slots, replayed])
         moved = slots[slots != EMPTY]
         self.bank.fill(torch.from_numpy(moved), self.features[torch.from_numpy(self.buffer.ids[moved])])
-        self.buffer.follow(self.bank.rows_MD, self.bank.live_M, slots)
+        self.buffer.follow(self.bank.rows_MD, self.bank.live_M, moved)
         return admission
 
     def remember(self, ids: Ids, rng: np.random.Generator) -> Admission:

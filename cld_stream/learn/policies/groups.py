@@ -37,7 +37,8 @@ class Groups(Policy):
     buffer. Of more than K long-term groups the two closest are merged.
 
     Departures: the oldest short-term group becomes a long-term one too when there are more than K of them, so that what
-    is rare but far from everything is kept; a replayed frame joins the group that is now nearest to it, and the
+    is rare but far from everything is kept; of a crowded group the frame nearest to the centroid goes (CLIMB: any), so
+    that what does not quite belong there stays; a replayed frame joins the group that is now nearest to it, and the
     centroid moves as a running mean over its members (CLIMB: an EMA of .1); frames are drawn for replay from all groups
     alike, since the buffer is balanced already (CLIMB: half from short-term groups).
 
@@ -46,12 +47,15 @@ class Groups(Policy):
     Attributes:
         most: K, most long-term groups, and most short-term ones; four slots a group at least.
         group_M: group of each slot's frame; -1 = none.
+        cosine_M: float32 cosine of each frame with its centroid when it was last looked at.
         mean_GD: float32 running mean of the rows of each group.
         opened_G: when it was opened, counted from 1; 0 = the place is free.
         long_G: whether it is a long-term group.
         distance: the last distances of newcomers (1 - cosine) to their nearest centroid.
         observed: how many there have been.
     """
+
+    looks = True
 
     def __init__(self, capacity: int, settings: BufferSettings) -> None:
         super().__init__(capacity, settings)
@@ -62,6 +66,7 @@ class Groups(Policy):
     def _reset(self, dim: int = 0) -> None:
         places = 2 * self.most
         self.group_M = np.full(self.capacity, EMPTY, np.int64)
+        self.cosine_M = np.zeros(self.capacity, np.float32)
         self.mean_GD = np.zeros((places, dim), np.float32)
         self.opened_G = np.zeros(places, np.int64)
         self.long_G = np.zeros(places, np.bool_)
@@ -69,7 +74,7 @@ class Groups(Policy):
         self.observed = 0
 
     def evict(self, buffer: "ReplayBuffer", n: int, rng: np.random.Generator) -> Ids:
-        """One after the other from the group that is then the most crowded, any of its frames."""
+        """One after the other from the group that is then the most crowded, of its frames the most typical."""
         occupied = buffer.ids != EMPTY
         size = np.bincount(self.group_M[occupied] + 1, minlength=len(self.opened_G) + 1)
         crowded = []
@@ -80,7 +85,10 @@ class Groups(Policy):
         slots = [np.zeros(0, np.int64)]
         for g, count in zip(*np.unique(crowded, return_counts=True), strict=True):
             members = np.flatnonzero(occupied & (self.group_M == g))
-            slots.append(rng.choice(members, count, replace=False))
+            if g == EMPTY:
+                slots.append(rng.choice(members, count, replace=False))
+            else:
+                slots.append(members[np.argsort(-self.cosine_M[members], kind="stable")[:count]])
         return fill_up(buffer, np.concatenate(slots), n, rng)
 
     def follow(self, buffer: "ReplayBuffer", rows_MD: Tensor, live_M: Tensor, slots: Ids) -> None:
@@ -102,8 +110,9 @@ class Groups(Policy):
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Copies of all that is remembered."""
-        named: dict[str, NDArray[Any]] = {"group": self.group_M, "mean": self.mean_GD, "opened": self.opened_G}
-        named |= {"long": self.long_G, "distance": self.distance, "observed": np.array([self.observed])}
+        named: dict[str, NDArray[Any]] = {"group": self.group_M, "cosine": self.cosine_M, "mean": self.mean_GD}
+        named |= {"opened": self.opened_G, "long": self.long_G}
+        named |= {"distance": self.distance, "observed": np.array([self.observed])}
         return {name: array.copy() for name, array in named.items()}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -111,7 +120,7 @@ class Groups(Policy):
         self._reset(state["mean"].shape[1] if state else 0)
         if state:
             self.group_M[:], self.mean_GD[:], self.opened_G[:] = state["group"], state["mean"], state["opened"]
-            self.long_G[:], self.distance[:] = state["long"], state["distance"]
+            self.cosine_M[:], self.long_G[:], self.distance[:] = state["cosine"], state["long"], state["distance"]
             self.observed = int(state["observed"][0])
 
     def _sizes(self) -> Ids:
@@ -129,8 +138,9 @@ class Groups(Policy):
         """Rows of members have moved: each joins its nearest group, and the groups move towards them."""
         if not len(slots):
             return
-        label_N = self._cosines(x_ND).argmax(1)
-        self.group_M[slots] = label_N
+        cosine_NG = self._cosines(x_ND)
+        label_N = cosine_NG.argmax(1)
+        self.group_M[slots], self.cosine_M[slots] = label_N, cosine_NG.max(1)
         size_G = self._sizes()
         which, at = np.unique(label_N, return_inverse=True)
         sums = np.zeros((len(which), x_ND.shape[1]), np.float32)
@@ -150,12 +160,13 @@ class Groups(Policy):
         for i, slot in enumerate(slots.tolist()):
             g = int(cosine_NG[i].argmax())
             distance = 1 - cosine_NG[i, g]
+            self.cosine_M[slot] = cosine_NG[i, g]
             if np.isfinite(distance):
                 self.distance[self.observed % _WINDOW] = distance
                 self.observed += 1
             if distance > far or not self.opened_G[g]:
                 g = self._open(x_ND[i])
-                self.group_M[slot] = g
+                self.group_M[slot], self.cosine_M[slot] = g, 1
                 cosine_NG, size_G = self._cosines(x_ND), self._sizes()
                 continue
             self.group_M[slot] = g

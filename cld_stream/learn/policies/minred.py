@@ -22,7 +22,7 @@ __all__ = ["MinRed"]
 _WORK = 2**21
 """Cosines taken in a step for rows whose neighbour was found long ago: all of up to 1,448 rows every time."""
 
-_FEWEST = 16
+_FEWEST = 8
 """At least so many of these rows in a step."""
 
 _BLOCK = 2**23
@@ -53,6 +53,8 @@ class MinRed(Policy):
         looked_M: clock of its last search; -1 = it is due.
         doomed: slots of the next to go, in order. No two of them are each other's only likeness.
     """
+
+    looks = True
 
     def __init__(self, capacity: int, settings: BufferSettings) -> None:
         super().__init__(capacity, settings)
@@ -123,12 +125,15 @@ class MinRed(Policy):
 
     def _search(self, rows_MD: Tensor, live_M: Tensor, due: Ids) -> None:
         """The nearest other live row of each of these."""
+        everyone = bool(live_M.all())
         for start in range(0, len(due), size := max(1, _BLOCK // self.capacity)):
             block = due[start : start + size]
             at = torch.from_numpy(block).to(rows_MD.device)
-            cosine_BM = (rows_MD[at] @ rows_MD.T).masked_fill_(~live_M, -torch.inf)
+            cosine_BM = rows_MD[at] @ rows_MD.T
+            if not everyone:
+                cosine_BM.masked_fill_(~live_M, -torch.inf)
             cosine_BM.scatter_(1, at[:, None], -torch.inf)
-            cosine, near = (x.cpu().numpy() for x in cosine_BM.max(1))
+            cosine, near = _most(cosine_BM)
             self.near_M[block] = np.where(cosine > -np.inf, near, EMPTY)  # it may be the only one
             self.cosine_M[block], self.looked_M[block] = cosine, self.clock
 
@@ -156,3 +161,12 @@ class MinRed(Policy):
             lost = np.flatnonzero((near_C == goes) & (most_C > -np.inf))
             near_C[lost], most_C[lost] = cosine_CC[lost].argmax(1), cosine_CC[lost].max(1)
         return np.array(picked, np.int64)
+
+
+def _most(cosine_BM: Tensor) -> tuple[NDArray[np.float32], Ids]:
+    """The largest of each row, and where it is."""
+    if cosine_BM.device.type != "cpu":
+        cosine_B, near_B = cosine_BM.max(1)
+        return cosine_B.cpu().numpy(), near_B.cpu().numpy()
+    near = cosine_BM.numpy().argmax(1)  # a tenth of torch's time
+    return np.take_along_axis(cosine_BM.numpy(), near[:, None], 1)[:, 0], near

@@ -23,7 +23,12 @@ class Policy:
 
     Deciding (`admit`, `evict`, `sample`) changes nothing: a step that goes wrong must leave no trace. What a policy
     remembers moves in `follow` and `forget`, lies on the host, and is all in `state_dict`.
+
+    Attributes:
+        looks: whether it wants to know what frames look like.
     """
+
+    looks = False
 
     def __init__(self, capacity: int, settings: BufferSettings) -> None:
         del settings
@@ -47,11 +52,12 @@ class Policy:
         return rng.choice(candidates, min(n, len(candidates)), replace=False)
 
     def follow(self, buffer: "ReplayBuffer", rows_MD: Tensor, live_M: Tensor, slots: Ids) -> None:
-        """A step has gone well.
+        """A step has gone well. Called only if `looks`.
 
         Args:
-            rows_MD, live_M: of the memory bank, on any device.
-            slots: distinct ones whose rows were born or have moved. Frames that were only remembered have no row yet.
+            rows_MD, live_M: looks of the frames (unit rows), by slot, on any device. Frames that were only remembered
+                have none yet.
+            slots: distinct ones whose rows were born or have moved.
         """
 
     def forget(self, slots: Ids) -> None:

@@ -1,0 +1,56 @@
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cld_stream.config import load_settings
+from cld_stream.learn.augment import central_view
+from cld_stream.learn.learner import Learner
+from cld_stream.learn.looks import Looks
+from tests.learn.test_learner import PIXELS, SMALL, frames, run, step
+
+
+def test_the_fresh_frames_are_looked_at_and_then_those_of_the_oldest_looks() -> None:
+    looks = Looks(60, 4, 16, torch.device("cpu"))
+    looks.bank.fill(torch.arange(40), torch.ones(40, 4))
+    looks.bank.step_M[:40] = torch.arange(40, 0, -1)
+    replayed = np.array([5, 20, 50, 1, 39, 38, 37, 36, 35, 34, 33])
+    at = looks.choose(np.concatenate([[41, -1, 42], replayed]), 3)
+    assert at[:2].tolist() == [0, 2]
+    assert np.concatenate([[41, -1, 42], replayed])[at[2:]].tolist() == [50, 39, 38, 37, 36, 35, 34, 33]
+
+
+def test_a_look_is_the_feature_of_the_central_view_under_the_averaged_weights() -> None:
+    learner = Learner(load_settings(overrides=[*SMALL, "buffer.policy=minred"]))
+    run(learner, 6)
+    assert learner.looks is not None
+    assert (learner.looks.bank.live_M.numpy() == (learner.buffer.ids >= 0)).all()
+    fresh = torch.arange(40, 48)  # those of the last step
+    encoder = learner.average.module(learner.encoder).eval()
+    with torch.no_grad():
+        expected = F.normalize(encoder(central_view(PIXELS[fresh], torch.full((8,), 1.5), 16)).instance_Nd, dim=1)
+    slots = [int(np.flatnonzero(learner.buffer.ids == i)[0]) for i in fresh.tolist()]
+    torch.testing.assert_close(learner.looks.bank.rows_MD[slots], expected)
+    assert learner.encoder.training
+
+
+def test_what_was_looked_at_changes_nothing_in_the_training_of_a_buffer_that_is_not_full() -> None:
+    settings = load_settings(overrides=[*SMALL, "buffer.capacity=200"])
+    losses = {
+        p: run(Learner(replace(settings, buffer=replace(settings.buffer, policy=p))), 8) for p in ("fifo", "minred")
+    }
+    assert losses["fifo"] == losses["minred"]
+
+
+def test_of_near_repeats_in_a_stream_the_learner_keeps_fewer_than_of_what_differs() -> None:
+    base = frames(400, seed=3).float()
+    base[100:300] = base[100] + 4 * torch.randn(200, 20, 20, 3, generator=torch.Generator().manual_seed(0))
+    pixels = base.clamp(0, 255).to(torch.uint8)
+    held = {}
+    for policy in ("reservoir", "minred"):
+        learner = Learner(load_settings(overrides=[*SMALL, f"buffer.policy={policy}"]))
+        for i in range(37):
+            step(learner, range(8 * i, 8 * i + 8), pixels)
+        held[policy] = int((learner.buffer.ids >= 100).sum())
+    assert held["minred"] < held["reservoir"] - 8
