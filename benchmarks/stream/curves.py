@@ -32,5 +32,6 @@ def draw(track: str, groups: Groups, out: Path) -> Path:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     picture = out.with_name(f"{out.stem}-{track}.png")
-    FigureCanvasAgg(figure).print_png(picture)  # type: ignore[no-untyped-call]
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(picture)
     return picture
