@@ -218,6 +218,9 @@ class BufferSettings(_Section):
         0.12, "two-tier: share of the replayed frames that come from them; up to half where the buffer is small",
         ge=0, le=1,
     )  # fmt: skip
+    max_replays: int = setting(
+        0, "a frame that was replayed so often is not drawn again, though it stays a negative; 0 = no limit", ge=0
+    )
     groups: int = setting(
         256, "groups: most long-term groups that it is balanced over, and most short-term ones; at least four slots a "
         "group", ge=1,

@@ -132,9 +132,15 @@ class ReplayBuffer:
         self.apply(admission, step)
         return admission
 
-    def sample(self, n: int, rng: np.random.Generator, exclude: Ids | None = None) -> Ids:
-        """Distinct occupied slots to replay, none of `exclude`: n, or all there are when fewer."""
+    def sample(self, n: int, rng: np.random.Generator, exclude: Ids | None = None, *, max_replays: int = 0) -> Ids:
+        """Distinct occupied slots, none of `exclude`: n, or all there are when fewer.
+
+        Args:
+            max_replays: those that were replayed so often are left out, too; 0 = no limit.
+        """
         candidates = self.ids != EMPTY
+        if max_replays:
+            candidates &= self.replays < max_replays
         if exclude is not None:
             candidates[exclude] = False
         return self.policy.sample(self, np.flatnonzero(candidates), n, rng)

@@ -83,7 +83,7 @@ class Learner:
         admission = self.buffer.propose(_ids(fresh), rng, origin)
         taken = admission.slots[admission.slots != EMPTY]
         replays = max(0, self.settings.optim.batch - len(admission.ids))
-        replayed = self.buffer.sample(replays, rng, exclude=taken)
+        replayed = self.buffer.sample(replays, rng, taken, max_replays=self.settings.buffer.max_replays)
         ids = np.concatenate([admission.ids, self.buffer.ids[replayed]])
         slots, origin = np.concatenate([admission.slots, replayed]), admission.origin + self.buffer.origin(replayed)
         partner = self.near.partners(self.buffer, slots, origin, taken, rng)

@@ -163,7 +163,9 @@ class _Trainer:
                 self._feed(batch, committed, limit)
             elif may_idle:
                 self._keeper.idle_steps = max(0, self._keeper.idle_steps - 1)
-                self._step(None, committed)
+                if not self._step(None, committed) and owed:
+                    log.warning("ends early: every buffered frame was replayed buffer.max_replays times")
+                    break
             state = "waiting" if batch is None and not may_idle else "training" if batch is not None else "idle"
             self._keeper.tend(state, committed)
         self._committed()  # what was forgotten meanwhile must not be in the last checkpoint
@@ -199,24 +201,24 @@ class _Trainer:
         learner, keeper = self._learner, self._keeper
         buffered = len(learner.buffer) + len(batch.ids)
         enough = buffered >= min(self._settings.min_frames, learner.buffer.capacity)
-        if buffered < _FEWEST or not (enough or batch.feed.lag(committed) == 0):
+        may_step = buffered >= _FEWEST and (enough or batch.feed.lag(committed) == 0)
+        if not (may_step and self._step(batch, committed)):
             slots = learner.remember(batch.ids, batch.origin).slots
             self._cache.put(batch.ids, slots, batch.pixels, batch.aspect)
         else:
-            self._step(batch, committed)
             for _ in range(self._settings.updates_per_step - 1):
                 if limit is None or self._steps < limit:
                     self._step(None, committed)
         keeper.feed = batch.feed
         keeper.idle_steps = min(self._settings.idle_steps, keeper.idle_steps + len(batch.ids))
 
-    def _step(self, batch: FreshBatch | None, committed: int) -> None:
-        """One step, with fresh frames or without."""
+    def _step(self, batch: FreshBatch | None, committed: int) -> bool:
+        """One step, with fresh frames or without; False = there are too few frames for one."""
         learner, began = self._learner, time.monotonic()
         plan, pixels, aspect = self._gather(batch)
         self._keeper.wait_s += time.monotonic() - began
         if len(plan.ids) < _FEWEST:
-            return
+            return False
         report = learner.step(plan, pixels, aspect)
         if report.ok and batch is not None:
             self._cache.put(batch.ids, plan.slots[: plan.fresh], batch.pixels, batch.aspect)
@@ -226,6 +228,7 @@ class _Trainer:
             self._keeper.rolled_back(guarded=sick is not None)
             self._forget_gone()
             self._keeper.try_checkpoint()
+        return True
 
     def _gather(self, batch: FreshBatch | None) -> tuple[StepPlan, torch.Tensor, torch.Tensor]:
         """A plan and its pixels. Frames that were forgotten meanwhile leave, and the plan is made again."""
