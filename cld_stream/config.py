@@ -355,21 +355,22 @@ def load_settings(
     config: Path | None = None,
     overrides: Iterable[str] = (),
     *,
-    recipe: str | None = None,
+    recipe: str | Iterable[str] | None = None,
 ) -> Settings:
     """Resolve the settings.
 
     Args:
         config: a TOML file with sections as in `cld-stream config`.
         overrides: `section.key=value` strings, applied in order.
-        recipe: name of a packaged recipe (`cpu`, `gpu`, `moco-cld-32`, ...) that stands under both.
+        recipe: name of a packaged recipe (`stream`, `cpu`, `moco-cld-32`, ...) that stands under both, or several,
+            the later on top.
 
     Raises:
         UsageError: an unknown key (the nearest one is named), a value of the wrong type or out of range, a bad file.
     """
     tree: dict[str, dict[str, Any]] = {}
-    if recipe is not None:
-        _merge(tree, tomllib.loads(_recipe(recipe)), f"recipe {recipe}")
+    for name in [recipe] if isinstance(recipe, str) else recipe or ():
+        _merge(tree, tomllib.loads(_recipe(name)), f"recipe {name}")
     if config is not None:
         try:
             _merge(tree, tomllib.loads(_text_of(config)), str(config))
