@@ -220,7 +220,7 @@ class Catalog(Published):
         with self.reading() as tx:
             for i in range(0, len(distinct), _AT_ONCE):
                 rows += tx.execute(query.where(id_.in_(distinct[i : i + _AT_ONCE].tolist()))).all()
-        return columns(rows)
+            return columns(rows)
 
 
 def source_row(row: RowMapping) -> SourceRow:

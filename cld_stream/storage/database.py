@@ -55,9 +55,12 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A consistent view of the catalog; keep it short."""
+        """A consistent view of the catalog; keep it short. Rows are made into records inside: damage shows there."""
         with _plain_errors(self.path), self._engine.connect() as tx, tx.begin():
-            yield tx
+            try:
+                yield tx
+            except (ValueError, TypeError, KeyError, OverflowError) as error:
+                raise _damaged(self.path, f"a row makes no sense: {error}") from error
 
     @contextmanager
     def writing(self, wait_s: float | None = None) -> Iterator[Connection]:
@@ -125,18 +128,36 @@ class Database:
             yield conn
 
 
+class _Raw(sqlite3.Connection):
+    for_now = False  # opened read-only because the disk is full; the next use tries again
+
+
 def _engine(path: Path, writable: bool) -> Engine:
-    def connect() -> sqlite3.Connection:
-        # Where nothing can be written and there is no log, SQLite could not make the files it wants.
-        has_log = path.with_name(path.name + "-wal").exists()
-        mode = "mode=rw" if writable else "mode=ro" if has_log else "immutable=1"
+    def opened(mode: str) -> sqlite3.Connection:
         return sqlite3.connect(
             f"{path.absolute().as_uri()}?{mode}",
             uri=True,
             timeout=_BUSY_S,
             check_same_thread=False,
             isolation_level=None,
+            factory=_Raw,
         )
+
+    def connect() -> sqlite3.Connection:
+        # Where nothing can be written and there is no log, SQLite could not make the files it wants.
+        log = path.with_name(path.name + "-wal")
+        if not writable:
+            return opened("mode=ro" if log.exists() else "immutable=1")
+        raw = opened("mode=rw")
+        try:
+            raw.execute("PRAGMA schema_version")
+        except sqlite3.OperationalError:
+            raw.close()
+            if (log.exists() and log.stat().st_size) or not _is_full(path.parent):
+                raise
+            raw = opened("immutable=1")
+            raw.for_now = True  # type: ignore[attr-defined]
+        return raw
 
     engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool if writable else NullPool)
 
@@ -145,6 +166,11 @@ def _engine(path: Path, writable: bool) -> Engine:
         raw.execute("PRAGMA synchronous = FULL")
         raw.execute("PRAGMA secure_delete = OFF")
         raw.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+
+    @event.listens_for(engine, "checkin")
+    def _not_again(raw: _Raw | None, record: ConnectionPoolEntry) -> None:
+        if raw is not None and raw.for_now:
+            record.invalidate()
 
     @event.listens_for(engine, "begin")
     def _begin(tx: Connection) -> None:

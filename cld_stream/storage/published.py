@@ -35,7 +35,7 @@ class Published(Database):
         order = (schema.snapshots.c.created_utc, schema.snapshots.c.step, schema.snapshots.c.id)
         with self.reading() as tx:
             rows = tx.execute(select(schema.snapshots).order_by(*order)).mappings().all()
-        return [SnapshotRow(**{**row, "info": json.loads(row["info"])}) for row in rows]
+            return [SnapshotRow(**{**row, "info": json.loads(row["info"])}) for row in rows]
 
     def snapshot(self, id: str) -> SnapshotRow:  # noqa: A002
         """One snapshot.
@@ -129,7 +129,7 @@ class Published(Database):
             query = query.where(schema.runs.c.kind == kind)
         with self.reading() as tx:
             rows = tx.execute(query).mappings().all()
-        return [Run(**{**r, "argv": json.loads(r["argv"]), "info": json.loads(r["info"])}) for r in rows]
+            return [Run(**{**r, "argv": json.loads(r["argv"]), "info": json.loads(r["info"])}) for r in rows]
 
     def _change_snapshot(self, id: str, **values: Any) -> None:  # noqa: A002
         self.snapshot(id)
