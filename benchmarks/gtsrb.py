@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from cld_stream.config import Settings, as_dict, load_settings
 from cld_stream.learn.augment import central_view
+from cld_stream.learn.buffer import Origin
 from cld_stream.learn.feed import Feed
 from cld_stream.learn.learner import Learner
 from cld_stream.learn.probes import knn_classify
@@ -43,21 +44,23 @@ K, SIGMA = 20, 0.1
 
 @dataclass(frozen=True)
 class Split:
-    """Frames in stream order: (N x S x S x 3) uint8, width / height, class, number of the track."""
+    """Frames in stream order: (N x S x S x 3) uint8, width / height, class, number of the track, origin."""
 
     pixels: torch.Tensor
     aspect: torch.Tensor
     label: NDArray[np.int64]
     track: NDArray[np.int64]
+    origin: Origin
 
     def __getitem__(self, at: NDArray[Any]) -> "Split":
         rows = torch.from_numpy(at)
-        return Split(self.pixels[rows], self.aspect[rows], self.label[at], self.track[at])
+        return Split(self.pixels[rows], self.aspect[rows], self.label[at], self.track[at], self.origin[at])
 
 
 def read_split(tracks: Path, work: Path, split: str, settings: Settings) -> Split:
     """Ingest a split unless that is done already, and read all of it."""
     from cld_stream.pipelines.ingest import ingest
+    from cld_stream.pipelines.origins import origin_of
     from cld_stream.storage.store import Store
 
     work.mkdir(parents=True, exist_ok=True)
@@ -73,11 +76,12 @@ def read_split(tracks: Path, work: Path, split: str, settings: Settings) -> Spli
     with Store.open(work / split) as store:
         frames = store.catalog.rows()
         pixels, present = store.reader().read(frames.ids)
+        origin = origin_of(store, frames)
         labels = {source.id: int(source.label or -1) for source in store.catalog.sources()}
     if len(frames.ids) != len(rows) or not present.all():
         sys.exit(f"{work / split} holds {int(present.sum())} of {len(rows)} frames; remove it and run again")
     label = np.array([labels[source] for source in frames.source.tolist()])
-    return Split(torch.from_numpy(pixels), torch.from_numpy(frames.aspect), label, frames.source)
+    return Split(torch.from_numpy(pixels), torch.from_numpy(frames.aspect), label, frames.source, origin)
 
 
 def train(settings: Settings, stream: Split) -> Learner:
@@ -85,10 +89,10 @@ def train(settings: Settings, stream: Split) -> Learner:
     learner, feed = Learner(settings), Feed(max_lag=len(stream.label))
     while len(fresh := feed.take(settings.optim.fresh, len(stream.label))):
         if len(learner.buffer) < settings.train.min_frames:
-            learner.remember(fresh)
+            learner.remember(fresh, stream.origin[fresh])
             continue
-        plan = learner.plan(fresh)
-        rows = torch.from_numpy(plan.ids)
+        plan = learner.plan(fresh, stream.origin[fresh])
+        rows = torch.from_numpy(plan.wanted)
         report = learner.step(plan, stream.pixels[rows], stream.aspect[rows])
         if not report.ok or learner.updates % 100 == 0:
             print(

@@ -88,7 +88,7 @@ def learn(settings: Settings, stream: Images) -> Learner:
     learner, optim = Learner(settings), settings.optim
     for start in range(0, len(stream), optim.fresh):
         plan = learner.plan(range(start, min(start + optim.fresh, len(stream))))
-        assert learner.step(plan, stream.pixels_NSS3[torch.from_numpy(plan.ids)], torch.ones(len(plan.ids))).ok
+        assert learner.step(plan, stream.pixels_NSS3[torch.from_numpy(plan.wanted)], torch.ones(len(plan.wanted))).ok
     return learner
 
 

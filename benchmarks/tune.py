@@ -31,6 +31,7 @@ from cld_stream.config import Settings, load_settings
 from cld_stream.learn.augment import central_view
 from cld_stream.learn.learner import Learner
 from cld_stream.learn.probes import alignment, effective_rank, group_coherence, knn_classify, uniformity
+from cld_stream.pipelines.origins import origin_of
 from cld_stream.pipelines.tune_slice import Slice, measure, take_slice, train_on
 from cld_stream.storage.store import Store
 
@@ -77,7 +78,8 @@ def judged(store: Store) -> tuple[Slice, NDArray[np.int64], NDArray[np.int64]]:
         pixels, _ = reader.read(ids)
     labels = {source.id: int(source.label or -1) for source in store.catalog.sources()}
     every = np.zeros(len(ids), np.bool_)
-    frames = Slice(ids, torch.from_numpy(pixels), torch.from_numpy(rows.aspect), rows.source, every)
+    origin = origin_of(store, rows)
+    frames = Slice(ids, torch.from_numpy(pixels), torch.from_numpy(rows.aspect), rows.source, every, origin)
     return frames, np.array([labels[s] for s in rows.source.tolist()]), rows.source
 
 

@@ -18,9 +18,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from cld_stream.errors import UsageError
 
 __all__ = [
-    "AugmentSettings", "BufferSettings", "EncoderSettings", "IngestSettings", "LossSettings", "OpsSettings",
-    "OptimSettings", "PublishSettings", "Settings", "StoreSettings", "TrainSettings", "as_dict", "as_toml",
-    "load_settings",
+    "AugmentSettings", "BufferSettings", "EncoderSettings", "GuardSettings", "IngestSettings", "LossSettings",
+    "OpsSettings", "OptimSettings", "PublishSettings", "Settings", "StoreSettings", "TrainSettings", "as_dict",
+    "as_toml", "load_settings",
 ]  # fmt: skip
 
 
@@ -117,6 +117,7 @@ class EncoderSettings(_Section):
     norm: Literal["batch", "group"] = setting(
         "batch", "normalisation: batch, or group (no leak between frames of a batch)"
     )
+    activation: Literal["relu", "mish"] = setting("relu", "nonlinearity of the backbone, in place of its ReLUs")
     crop: int = setting(
         64,
         "side of the views that the encoder sees [pixels]; below 96 the small-image stem is used",
@@ -145,8 +146,10 @@ class LossSettings(_Section):
     temperature_group: float = setting(0.2, "T_G; smaller is sharper", gt=0)
     groups: int = setting(64, "K, local groups in a batch", ge=1)
     grouping: Literal["kmeans", "ncut"] = setting("kmeans", "how a batch is grouped: k-means, or normalised cuts")
-    cross_level: Literal["local", "bank", "both"] = setting(
-        "local", "groups that a view must find: those of the batch, persistent ones over the bank, or half of each"
+    cross_level: Literal["local", "bank", "both", "segments"] = setting(
+        "local",
+        "groups that a view must find: those of the batch, persistent ones over the bank, half of each, or the shots "
+        "or segments that `near` tells apart",
     )
     bank_groups: int = setting(256, "persistent groups over the bank", ge=1)
     bank_refine_steps: int = setting(
@@ -154,6 +157,30 @@ class LossSettings(_Section):
     )
     kmeans_iters: int = setting(5, "iterations of the local k-means", ge=1, le=100)
     bank_momentum: float = setting(0.5, "m of the memory bank: v <- norm(m v + (1 - m) f)", ge=0, le=1)
+    row_half_life: float = setting(
+        0.0, "steps in which a bank row that is not refreshed loses half its weight as a negative; 0 = none", ge=0
+    )
+    near: Literal["none", "time", "segment"] = setting(
+        "none", "near-repeats: frames of one shot within `near_s`, or of one segment found by its change points"
+    )
+    near_s: float = setting(2.0, "frames of one shot this far apart are near-repeats [s]", ge=0)
+    near_negatives: bool = setting(True, "near-repeats are each other's negatives")
+    near_positives: float = setting(
+        0.0, "probability that the second view of a frame is taken from a buffered near-repeat", ge=0, le=1
+    )
+    align: Literal["none", "bank", "ema"] = setting(
+        "none", "replayed frames are aligned with their bank rows, or with a slowly following encoder"
+    )
+    align_weight: float = setting(1.0, "weight of that alignment", ge=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wants = self.cross_level == "segments" or self.near_positives > 0 or not self.near_negatives
+        if wants and self.near == "none":
+            raise ValueError(
+                "near must be time or segment where cross_level is segments, near_positives > 0 or near_negatives is "
+                "false, got 'none'"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +218,9 @@ class BufferSettings(_Section):
         0.12, "two-tier: share of the replayed frames that come from them; up to half where the buffer is small",
         ge=0, le=1,
     )  # fmt: skip
+    max_replays: int = setting(
+        0, "a frame that was replayed so often is not drawn again, though it stays a negative; 0 = no limit", ge=0
+    )
     groups: int = setting(
         256, "groups: most long-term groups that it is balanced over, and most short-term ones; at least two slots a "
         "group", ge=1,
@@ -268,6 +298,29 @@ class PublishSettings(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardSettings(_Section):
+    """What is done when features fall apart (docs/guard.md). Lines are shares of what the last snapshot has."""
+
+    enabled: bool = setting(True, "look, warn, hold publishing, roll back")
+    every_steps: int = setting(
+        200, "steps between two looks; a look embeds 256 frames, and `publish.bn_batches` batches", ge=1
+    )
+    warn: float = setting(
+        0.5, "spread, effective rank or group entropy below this share: a line in the log", ge=0, le=1
+    )
+    hold: float = setting(0.35, "below this share: nothing is published, no checkpoint is pinned", ge=0, le=1)
+    rollback: float = setting(
+        0.25, "below this share, `patience` looks in a row: the good state comes back", ge=0, le=1
+    )
+    patience: int = setting(2, "looks in a row before the good state comes back", ge=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rollback <= self.hold <= self.warn:
+            raise ValueError(f"rollback <= hold <= warn is needed, got {self.rollback:g}, {self.hold:g}, {self.warn:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpsSettings(_Section):
     """What a running ingest or train shows to whoever watches over it."""
 
@@ -294,6 +347,7 @@ class Settings:
     optim: OptimSettings = field(default_factory=OptimSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     publish: PublishSettings = field(default_factory=PublishSettings)
+    guard: GuardSettings = field(default_factory=GuardSettings)
     ops: OpsSettings = field(default_factory=OpsSettings)
 
 
@@ -301,21 +355,22 @@ def load_settings(
     config: Path | None = None,
     overrides: Iterable[str] = (),
     *,
-    recipe: str | None = None,
+    recipe: str | Iterable[str] | None = None,
 ) -> Settings:
     """Resolve the settings.
 
     Args:
         config: a TOML file with sections as in `cld-stream config`.
         overrides: `section.key=value` strings, applied in order.
-        recipe: name of a packaged recipe (`cpu`, `gpu`, `moco-cld-32`, ...) that stands under both.
+        recipe: name of a packaged recipe (`stream`, `cpu`, `moco-cld-32`, ...) that stands under both, or several,
+            the later on top.
 
     Raises:
         UsageError: an unknown key (the nearest one is named), a value of the wrong type or out of range, a bad file.
     """
     tree: dict[str, dict[str, Any]] = {}
-    if recipe is not None:
-        _merge(tree, tomllib.loads(_recipe(recipe)), f"recipe {recipe}")
+    for name in [recipe] if isinstance(recipe, str) else recipe or ():
+        _merge(tree, tomllib.loads(_recipe(name)), f"recipe {name}")
     if config is not None:
         try:
             _merge(tree, tomllib.loads(_text_of(config)), str(config))

@@ -5,9 +5,12 @@
     ├── LockHeldError         3   another process holds the lock; names its pid and argv
     ├── BrokenFilesError      4   finished, but some files were broken and --strict was given
     ├── GuardStopError        5   stopped by the guard for good: do not restart
+    ├── HeldError             1   the guard keeps an encoder from being published by hand
     ├── StoreError            1   a store, snapshot or checkpoint is absent, damaged or of a newer format
     │   ├── StoreNotFoundError  2
     │   ├── FormatTooNewError   1
+    │   ├── StoreFullError      1   no space left: passes when some is freed
+    │   ├── StoreBusyError      1   another process keeps the catalog: passes when it lets go
     │   └── CorruptError        1
     └── MediaError            1   a file or camera cannot be read; ingest turns it into an outcome
 
@@ -47,6 +50,10 @@ class GuardStopError(CldError):
     exit_code = 5
 
 
+class HeldError(CldError):
+    """The guard keeps this encoder from being published."""
+
+
 class StoreError(CldError):
     """A store, snapshot or checkpoint cannot be used."""
 
@@ -59,6 +66,14 @@ class StoreNotFoundError(StoreError):
 
 class FormatTooNewError(StoreError):
     """Written by a newer release than this one."""
+
+
+class StoreFullError(StoreError):
+    """No space is left on the store's disk. Nothing that was there is harmed."""
+
+
+class StoreBusyError(StoreError):
+    """Another process has kept the catalog for too long."""
 
 
 class CorruptError(StoreError):

@@ -4,9 +4,10 @@ import fcntl
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.offline.recipes import Cell
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["add", "find", "read"]
 
@@ -18,13 +19,13 @@ def read(file: Path) -> list[Line]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def find(lines: list[Line], cell: Cell) -> Line | None:
-    """The line of this very cell, recipe included."""
+def find(lines: list[Line], cell: "DataclassInstance") -> Line | None:
+    """The line of this very cell, every field included."""
     key = asdict(cell)
     return next((line for line in lines if key.items() <= line.items()), None)
 
 
-def add(file: Path, cell: Cell, found: Line) -> None:
+def add(file: Path, cell: "DataclassInstance", found: Line) -> None:
     """Append the cell's line, unless another process was first."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as out:

@@ -71,7 +71,7 @@ class Run:
         clock, batch = self.learner.clock, self.cell.recipe.batch
         rows = self._order(clock // self._epoch)[clock % self._epoch * batch :][:batch]
         pixels = self.pixels_NSS3[torch.from_numpy(rows).to(self.pixels_NSS3.device)]
-        self.learner.step(StepPlan(rows, rows, _NOBODY), pixels, torch.ones(batch))
+        self.learner.step(StepPlan(rows, rows, _NOBODY, Origin.unknown(batch)), pixels, torch.ones(batch))
 
     def _order(self, epoch: int) -> Ids:
         """A permutation that depends on seed and epoch alone."""

@@ -101,6 +101,8 @@ class WatchDisplay(_Display):
             line = f"{e.path} is back" if e.state == "back" else f"{e.path} is gone ({e.reason}): waiting for it"
         elif e.event == "camera":
             line = f"{e.path} is up" if e.state == "up" else f"{e.path} is down ({e.reason}): trying again"
+        elif e.event == "store":
+            line = f"{e.path} can be written again" if e.state == "well" else f"{e.reason} Waiting for that."
         elif e.outcome in {"BROKEN", "MISSING"} or (e.outcome == "PARTIAL" and e.reason != "still being written"):
             line = f"{e.outcome} {e.path}: {e.reason}"
         else:

@@ -14,12 +14,17 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog="Example: cld-stream snapshots --pin 20260101-120000-000500")(snapshots)
 
 
-def snapshot(store: StoreOption = DEFAULT_STORE, device: DeviceOption = "auto", json: JsonOption = False) -> None:
+def snapshot(
+    store: StoreOption = DEFAULT_STORE,
+    force: Annotated[bool, typer.Option("--force", help="Publish also what the guard holds.")] = False,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
     """Publish the encoder of the newest checkpoint now, with the features of every stored frame."""
     from cld_stream.pipelines.device import choose_device
     from cld_stream.pipelines.publish import publish_checkpoint
 
-    made = publish_checkpoint(store, device=choose_device(device))
+    made = publish_checkpoint(store, device=choose_device(device), force=force)
     if json:
         answer_json({"snapshot": made.id, "frames": made.frames})
     else:

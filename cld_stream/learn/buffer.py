@@ -37,6 +37,9 @@ class Origin:
     def __getitem__(self, at: NDArray[Any]) -> "Origin":
         return Origin(self.source[at], self.time[at])
 
+    def __add__(self, other: "Origin") -> "Origin":
+        return Origin(np.concatenate([self.source, other.source]), np.concatenate([self.time, other.time]))
+
 
 @dataclass(frozen=True)
 class Admission:
@@ -129,12 +132,22 @@ class ReplayBuffer:
         self.apply(admission, step)
         return admission
 
-    def sample(self, n: int, rng: np.random.Generator, exclude: Ids | None = None) -> Ids:
-        """Distinct occupied slots to replay, none of `exclude`: n, or all there are when fewer."""
+    def sample(self, n: int, rng: np.random.Generator, exclude: Ids | None = None, *, max_replays: int = 0) -> Ids:
+        """Distinct occupied slots, none of `exclude`: n, or all there are when fewer.
+
+        Args:
+            max_replays: those that were replayed so often are left out, too; 0 = no limit.
+        """
         candidates = self.ids != EMPTY
+        if max_replays:
+            candidates &= self.replays < max_replays
         if exclude is not None:
             candidates[exclude] = False
         return self.policy.sample(self, np.flatnonzero(candidates), n, rng)
+
+    def origin(self, slots: Ids) -> Origin:
+        """Where the frames of these slots come from."""
+        return Origin(self.source[slots], self.time[slots])
 
     def touch(self, slots: Ids) -> None:
         """Count a replay of these (distinct) slots."""

@@ -8,16 +8,17 @@ from torch import Tensor
 
 from cld_stream.config import LossSettings
 from cld_stream.learn.bank import MemoryBank
-from cld_stream.learn.groups import Grouping, local_kmeans
+from cld_stream.learn.groups import Grouping, group_means, local_kmeans
 from cld_stream.learn.incremental import IncrementalKMeans
 from cld_stream.learn.losses import bank_level_loss, cross_level_loss
 from cld_stream.learn.ncut import normalised_cuts
+from cld_stream.learn.near import Near
 
 __all__ = ["CrossLevel"]
 
 # Shape suffixes: N frames, D features.
 
-_LOCAL_SHARE = {"local": 1.0, "bank": 0.0, "both": 0.5}
+_LOCAL_SHARE = {"local": 1.0, "bank": 0.0, "both": 0.5, "segments": 1.0}
 
 
 class CrossLevel:
@@ -43,17 +44,23 @@ class CrossLevel:
             self.bank = MemoryBank(capacity, dim, loss.bank_momentum, device)
             self.groups = IncrementalKMeans(loss.bank_groups, dim, capacity, device=device)
 
-    def __call__(self, g1_ND: Tensor, g2_ND: Tensor, slots_N: Tensor, newborn_N: Tensor) -> Tensor:
+    def __call__(
+        self, g1_ND: Tensor, g2_ND: Tensor, slots_N: Tensor, newborn_N: Tensor, near: Near | None = None
+    ) -> Tensor:
         """The term, in nats; changes nothing.
 
         Args:
             g1_ND, g2_ND: unit group features of the two views.
             slots_N: slot of each frame; -1 = none.
             newborn_N: whose rows are not theirs yet.
+            near: what tells shots or segments apart, where these are the groups.
         """
         term, share, t = g1_ND.new_zeros(()), self._local, self._loss.temperature_group
         if share > 0:
-            term = term + share * cross_level_loss(g1_ND, g2_ND, self.grouping, t)
+            grouping = (
+                self.grouping if self._loss.cross_level != "segments" or near is None else _by_place(near.place_N)
+            )
+            term = term + share * cross_level_loss(g1_ND, g2_ND, grouping, t)
         if self.groups is not None and len(self.groups):  # there are none before the first step
             own_N = torch.where(newborn_N, -1, slots_N)
             labels1_N, labels2_N = (self.groups.group_of(own_N, g.detach()) for g in (g2_ND, g1_ND))
@@ -97,3 +104,10 @@ class CrossLevel:
         for part, owner in (("bank", self.bank), ("groups", self.groups)):
             if owner is not None:
                 owner.load_state_dict({n.removeprefix(f"{part}."): t for n, t in state.items() if n.startswith(part)})
+
+
+def _by_place(place_N: Tensor) -> Grouping:
+    """Frames of one shot or segment are a group; a frame of none is one by itself."""
+    alone_N = torch.where(place_N < 0, -1 - torch.arange(len(place_N), device=place_N.device), place_N)
+    groups, labels_N = torch.unique(alone_N, return_inverse=True)
+    return lambda x_ND: (labels_N, group_means(x_ND.float(), labels_N, len(groups)))

@@ -125,6 +125,11 @@ def _backbone(settings: EncoderSettings, download: bool) -> nn.Module:
                 f"encoder.norm = group: the pretrained weights of {name} belong to batch norm. "
                 "Choose norm=batch, or init=random."
             )
+    if settings.activation == "mish" and _use_mish(model) and pretrained:
+        raise UsageError(
+            f"encoder.activation = mish: the pretrained weights of {name} belong to ReLU. "
+            "Choose activation=relu, or init=random."
+        )
     return model
 
 
@@ -223,6 +228,18 @@ def _use_group_norm(module: nn.Module) -> int:
             found += 1
         else:
             found += _use_group_norm(child)
+    return found
+
+
+def _use_mish(module: nn.Module) -> int:
+    """Put Mish (https://arxiv.org/abs/1908.08681) in place of every ReLU below; returns how many there were."""
+    found = 0
+    for name, child in module.named_children():
+        if isinstance(child, nn.ReLU):
+            setattr(module, name, nn.Mish(inplace=True))
+            found += 1
+        else:
+            found += _use_mish(child)
     return found
 
 

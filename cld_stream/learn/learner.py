@@ -4,15 +4,16 @@ Randomness is a function of (seed, salt, clock): nothing else has to be saved to
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cld_stream.config import EncoderSettings, Settings
+from cld_stream.learn.alignment import Alignment
 from cld_stream.learn.augment import RandomViews, central_view
 from cld_stream.learn.average import WeightAverage, estimate_batch_norm
 from cld_stream.learn.bank import MemoryBank
@@ -22,51 +23,13 @@ from cld_stream.learn.cross_level import CrossLevel
 from cld_stream.learn.descent import Descent
 from cld_stream.learn.encoder import Encoder, build_encoder
 from cld_stream.learn.looks import Looks
+from cld_stream.learn.near import NearRepeats
+from cld_stream.learn.plan import StepPlan, StepReport
 from cld_stream.learn.undo import Undo
 
 __all__ = ["Learner", "StepPlan", "StepReport"]
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """The batch of one step: F fresh frames first, then replayed ones; N in all.
-
-    Attributes:
-        ids: (N) frame ids.
-        slots: (N) buffer slots after the step; -1 = a fresh frame that the buffer does not take.
-        admission: what becomes of the F fresh frames if the step goes well.
-    """
-
-    ids: Ids
-    slots: Ids
-    admission: Admission
-
-    @property
-    def fresh(self) -> int:
-        """F, the number of fresh frames."""
-        return len(self.admission.ids)
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one step did. Losses in nats.
-
-    Attributes:
-        ok: False = a loss or a gradient was not finite, and nothing has changed.
-        loss: instance + lambda x cld.
-        lr: the rate of this step.
-        features, group_features: (N x d) unit features of the first view, detached, on the device.
-    """
-
-    ok: bool
-    loss: float
-    instance: float
-    cld: float
-    lr: float
-    features: Tensor
-    group_features: Tensor
 
 
 class Learner:
@@ -91,13 +54,17 @@ class Learner:
             torch.manual_seed(optim.seed)
             encoder = build_encoder(settings.encoder, weights)
             branch = make_branch(settings, encoder)
+            alignment = None if settings.loss.align == "none" else Alignment(settings, encoder)
         self.encoder: Encoder = encoder.to(self.device)
         self.branch = branch.to(self.device)
         trained = dict(self.encoder.named_parameters())
         trained |= {f"branch.{name}": p for name, p in self.branch.named_parameters()}
+        self.alignment = alignment and alignment.to(self.device)
+        trained |= {f"alignment.{name}": p for name, p in alignment.named_parameters()} if alignment else {}
         self.descent = Descent(trained, optim)
         self.average = WeightAverage(self.encoder, optim.average_decay)
         self.buffer = ReplayBuffer(rows, settings.buffer.policy, settings.buffer)
+        self.near = NearRepeats(settings.loss, rows)
         self.bank = MemoryBank(rows, settings.encoder.feature_dim, settings.loss.bank_momentum, self.device)
         self.views = RandomViews(settings.augment, settings.encoder.crop, self.branch.views)
         self.cross_level = CrossLevel(settings.loss, rows, settings.encoder.feature_dim, self.device)
@@ -116,51 +83,66 @@ class Learner:
         admission = self.buffer.propose(_ids(fresh), rng, origin)
         taken = admission.slots[admission.slots != EMPTY]
         replays = max(0, self.settings.optim.batch - len(admission.ids))
-        replayed = self.buffer.sample(replays, rng, exclude=taken)
+        replayed = self.buffer.sample(replays, rng, taken, max_replays=self.settings.buffer.max_replays)
         ids = np.concatenate([admission.ids, self.buffer.ids[replayed]])
-        return StepPlan(ids, np.concatenate([admission.slots, replayed]), admission)
+        slots, origin = np.concatenate([admission.slots, replayed]), admission.origin + self.buffer.origin(replayed)
+        partner = self.near.partners(self.buffer, slots, origin, taken, rng)
+        paired = partner != EMPTY
+        if not paired.any():
+            return StepPlan(ids, slots, admission, origin)
+        second = np.where(paired, len(ids) + paired.cumsum() - 1, np.arange(len(ids)))
+        partners = partner[paired]
+        return StepPlan(ids, slots, admission, origin, partners, self.buffer.ids[partners], second)
 
     def step(self, plan: StepPlan, pixels: Tensor, aspect: Tensor) -> StepReport:
         """One step of the algorithm. When the loss or a gradient is not finite, it changes no state but the clock.
 
         Args:
             plan: what `plan` gave since the last step.
-            pixels: (N x S x S x 3) uint8 on the device, as stored, in the plan's order.
-            aspect: (N) width / height as shown.
+            pixels: (N + P x S x S x 3) uint8 on the device, as stored, in the order of `plan.wanted`.
+            aspect: (N + P) width / height as shown.
 
         Raises:
             ValueError: fewer than two frames, or not as many as planned.
         """
-        if not 2 <= len(pixels) == len(aspect) == len(plan.ids):
-            raise ValueError(f"the plan has {len(plan.ids)} frames, at least 2 are needed; got {len(pixels)}")
+        if not 2 <= len(pixels) == len(aspect) == len(plan.wanted):
+            raise ValueError(f"the plan has {len(plan.wanted)} frames, at least 2 are needed; got {len(pixels)}")
         s, slots = self.settings.loss, torch.from_numpy(plan.slots).to(self.device)
         newborn, lr, generator = self._newborn(plan, slots), self._rate(), self._generator(1)
         born = slots[newborn]
         undo = Undo(self.encoder, self.bank, born)
 
-        views = self.views(pixels, aspect, generator)
+        views = self._views(plan, pixels, aspect, generator)
         (f1, f2), (g1, g2) = self._features(views[:2])
-        self.bank.fill(born, (f1 + f2).detach()[newborn], self.clock)  # before their first gradient
+        f = F.normalize((f1 + f2).detach())
+        self.bank.fill(born, f[newborn], self.clock)  # before their first gradient
+        near, segments = self.near.look(self.buffer, plan.slots, plan.origin, plan.admission, f[: plan.fresh])
         ids = torch.from_numpy(plan.ids).to(self.device)
+        hidden = None if s.near_negatives else near
+        batch = Batch(ids, slots, newborn, views, f1, f2, self.bank, generator, self.clock, hidden)
         with self._autocast():
-            instance = self.branch(Batch(ids, slots, newborn, views, f1, f2, self.bank, generator))
+            instance = self.branch(batch)
+            alignment = self.alignment(batch) if self.alignment else instance.new_zeros(())
         cld = instance.new_zeros(())
         if s.cld_weight > 0:
-            cld = self.cross_level(g1, g2, slots, newborn)
-        loss = instance + s.cld_weight * cld
+            cld = self.cross_level(g1, g2, slots, newborn, near)
+        loss = instance + s.cld_weight * cld + s.align_weight * alignment
 
         ok = self.descent.step(loss, lr)  # unless something is not finite
         if ok:
             old = ~newborn & (slots >= 0)
             self.bank.update(slots[old], f1.detach()[old], f2.detach()[old], self.clock)
             self.branch.follow(self.encoder)
+            if self.alignment:
+                self.alignment.follow(self.encoder)
+            self.near.follow(plan.admission, segments)
             self.cross_level.follow(g1, g2, slots, newborn, self.clock, self._generator(3))
             self.average.follow(self.encoder)
             self.buffer.apply(plan.admission, self.clock)
             self.buffer.touch(plan.slots[plan.fresh :])
             self._look(plan, pixels, aspect)
             self.updates += 1
-            self.cbp += 2 * len(pixels)
+            self.cbp += 2 * len(plan.ids)
         else:
             undo()
         self.clock += 1
@@ -209,13 +191,15 @@ class Learner:
             "encoder": self.encoder.state_dict(),
             "branch": self.branch.state_dict(),
             "cross_level": self.cross_level.state_dict(),
+            "alignment": self.alignment.state_dict() if self.alignment else {},
             "average": self.average.state_dict(),
             "bank": self.bank.state_dict(),
             "looks": self.looks.state_dict() if self.looks is not None else {},
             "momentum": self.descent.state_dict(),
         }
         arrays = {f"{part}.{n}": _numpy(t) for part, state in tensors.items() for n, t in state.items()}
-        arrays |= {f"buffer.{n}": a for n, a in self.buffer.state_dict().items()}
+        for part, owner in (("buffer", self.buffer), ("near", self.near)):
+            arrays |= {f"{part}.{n}": a for n, a in owner.state_dict().items()}
         numbers = {name: getattr(self, name) for name in _NUMBERS}
         return arrays, numbers | {"averaged": self.average.updates}
 
@@ -228,10 +212,13 @@ class Learner:
         parts: dict[str, dict[str, Any]] = {}
         for key, array in arrays.items():
             part, _, name = key.partition(".")
-            parts.setdefault(part, {})[name] = array if part == "buffer" else torch.from_numpy(np.array(array))
+            parts.setdefault(part, {})[name] = array if part in _ON_HOST else torch.from_numpy(np.array(array))
         self.encoder.load_state_dict(parts["encoder"])
         self.branch.load_state_dict(parts.get("branch", {}))
         self.cross_level.load_state_dict(parts.get("cross_level", {}))
+        if self.alignment:
+            self.alignment.load_state_dict(parts.get("alignment", self.alignment.state_dict()))
+        self.near.load_state_dict(parts.get("near", {}))
         self.average.load_state_dict(parts["average"], numbers["averaged"])
         self.bank.load_state_dict(parts["bank"])
         self.buffer.load_state_dict(parts["buffer"])
@@ -240,6 +227,14 @@ class Learner:
         self.descent.load_state_dict(parts.get("momentum", {}))
         for name in _NUMBERS:
             setattr(self, name, numbers[name])
+
+    def _views(self, plan: StepPlan, pixels: Tensor, aspect: Tensor, generator: torch.Generator) -> Tensor:
+        """(views, N, 3, C, C); the second view of a frame with a partner shows the partner."""
+        views = self.views(pixels, aspect, generator)
+        if not len(plan.partners):
+            return views
+        n, second = len(plan.ids), torch.from_numpy(plan.second).to(self.device)
+        return torch.stack([views[0, :n], views[1, second], *views[2:, :n]])
 
     def _features(self, views: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Instance and group features of each view, in float32, from one pass."""
@@ -257,6 +252,7 @@ class Learner:
         at = torch.from_numpy(slots).to(self.device)
         self.bank.kill(at)
         self.cross_level.forget(at)
+        self.near.forget(slots)
         if self.looks is not None:
             self.looks.forget(at)
 
@@ -292,6 +288,7 @@ class Learner:
         return x.contiguous(memory_format=torch.channels_last)
 
 
+_ON_HOST = ("buffer", "near")
 _NUMBERS = ("clock", "updates", "salt", "rate", "cbp")
 
 

@@ -33,6 +33,8 @@ def npid_loss(
     live_M: Tensor | None = None,
     other_ND: Tensor | None = None,
     newborn_N: Tensor | None = None,
+    weight_M: Tensor | None = None,
+    near_2P: Tensor | None = None,
 ) -> Tensor:
     """Each frame must find its own row among all live rows of the bank: C(f_I(x_i), v_i, v_{j != i}; T_I).
 
@@ -51,6 +53,8 @@ def npid_loss(
         other_ND: unit features of the other view; never receives a gradient. Needed by newborn
             frames and by those without a row.
         newborn_N: whose row was born in this step; None = nobody's.
+        weight_M: logarithm of how much each row counts as a negative; None = each counts once.
+        near_2P: pairs of a frame and a row that is no negative of it.
 
     Returns:
         Mean over the batch, in nats; log(live rows) means "knows nothing".
@@ -65,12 +69,17 @@ def npid_loss(
     if other_ND is not None:
         by_row_N = has_row_N if newborn_N is None else has_row_N & ~newborn_N
         positive_ND = torch.where(by_row_N[:, None], positive_ND, other_ND.float())
-    dead_M = None if live_M is None else torch.zeros_like(live_M, dtype=torch.float32).masked_fill_(~live_M, -math.inf)
+    if live_M is not None:
+        weight_M = torch.zeros_like(live_M, dtype=torch.float32) if weight_M is None else weight_M.float()
+        weight_M = weight_M.masked_fill(~live_M, -math.inf)
 
     def hide(logits_NC: Tensor, piece: slice) -> None:
-        """The dead, and each frame's own row."""
-        if dead_M is not None:
-            logits_NC += dead_M[piece]
+        """The dead, each frame's own row, and near-repeats."""
+        if weight_M is not None:
+            logits_NC += weight_M[piece]
+        if near_2P is not None:
+            frame_P, row_P = near_2P[:, (near_2P[1] >= piece.start) & (near_2P[1] < piece.stop)]
+            logits_NC[frame_P, row_P - piece.start] = -math.inf
         column_N1 = (own_N - piece.start)[:, None]
         here_N1 = (column_N1 >= 0) & (column_N1 < logits_NC.shape[1])
         column_N1 = column_N1.clamp(0, logits_NC.shape[1] - 1)
@@ -79,7 +88,14 @@ def npid_loss(
     return _discrimination(f_ND, positive_ND, bank_MD, temperature, hide)
 
 
-def nce_loss(f_ND: Tensor, positive_ND: Tensor, noise_mD: Tensor, temperature: float, log_z: Tensor) -> Tensor:
+def nce_loss(
+    f_ND: Tensor,
+    positive_ND: Tensor,
+    noise_mD: Tensor,
+    temperature: float,
+    log_z: Tensor,
+    weight_Nm: Tensor | None = None,
+) -> Tensor:
     """Each frame must tell its own row from m rows of noise: -log h(v_i) - sum over noise of log(1 - h(v_j)).
 
     Wu et al. 2018, eq. 7 and 8 (https://arxiv.org/abs/1805.01978): h = P / (P + m P_n), P = exp(v.f/T) / Z, noise
@@ -92,6 +108,7 @@ def nce_loss(f_ND: Tensor, positive_ND: Tensor, noise_mD: Tensor, temperature: f
         noise_mD: m rows drawn uniformly from the live ones; never receive a gradient.
         temperature: T_I > 0.
         log_z: scalar, log of the mean exponential over the rows; see `nce_normaliser`.
+        weight_Nm: how much each row counts as noise of each frame, in [0, 1]; None = each counts once.
 
     Returns:
         Mean over the batch, in nats.
@@ -99,7 +116,9 @@ def nce_loss(f_ND: Tensor, positive_ND: Tensor, noise_mD: Tensor, temperature: f
     positive_N, noise_Nm = _logits(f_ND, positive_ND, noise_mD, temperature)
     # m = 0: there is no noise, and nothing to tell it from
     line = math.log(max(1, len(noise_mD))) + log_z
-    return (F.softplus(line - positive_N) + F.softplus(noise_Nm - line).sum(1)).mean()
+    noise_Nm = F.softplus(noise_Nm - line)
+    noise_N = (noise_Nm if weight_Nm is None else noise_Nm * weight_Nm).sum(1)
+    return (F.softplus(line - positive_N) + noise_N).mean()
 
 
 @torch.no_grad()
@@ -150,7 +169,7 @@ def byol_loss(p_ND: Tensor, z_ND: Tensor) -> Tensor:
     return (2 - 2 * (p_ND * z_ND).sum(1)).mean()
 
 
-def nt_xent(f1_ND: Tensor, f2_ND: Tensor, temperature: float) -> Tensor:
+def nt_xent(f1_ND: Tensor, f2_ND: Tensor, temperature: float, near_NN: Tensor | None = None) -> Tensor:
     """Each of the 2N views must find the other view of its frame among the 2N - 1 others.
 
     Chen et al. 2020, eq. 1 (https://arxiv.org/abs/2002.05709).
@@ -158,14 +177,19 @@ def nt_xent(f1_ND: Tensor, f2_ND: Tensor, temperature: float) -> Tensor:
     Args:
         f1_ND, f2_ND: unit features of the two views of the same frames; both receive gradients.
         temperature: T_I > 0.
+        near_NN: which frames are no negatives of each other; None = all are.
 
     Returns:
         Mean over all views, in nats; log(2N - 1) means "knows nothing".
     """
     with fast_float32(f1_ND.device):
         n, f_VD = len(f1_ND), torch.cat([f1_ND, f2_ND]).float()
-        logits_VV = (f_VD @ f_VD.T / temperature).fill_diagonal_(_NEVER)
-        return F.cross_entropy(logits_VV, torch.arange(2 * n, device=f_VD.device).roll(n))
+        other_V = torch.arange(2 * n, device=f_VD.device).roll(n)
+        hidden_VV = torch.eye(2 * n, dtype=torch.bool, device=f_VD.device)
+        if near_NN is not None:
+            hidden_VV |= near_NN.repeat(2, 2).scatter(1, other_V[:, None], value=False)
+        logits_VV = (f_VD @ f_VD.T / temperature).masked_fill(hidden_VV, _NEVER)
+        return F.cross_entropy(logits_VV, other_V)
 
 
 def cross_level_loss(g1_ND: Tensor, g2_ND: Tensor, grouping: Grouping, temperature: float) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cld_stream.errors import StoreNotFoundError, UsageError
 from cld_stream.pipelines.neighbours import Filters, Hit, Searcher
 from cld_stream.pipelines.query import parse_time, read_picture, stored_feature
-from cld_stream.pipelines.snapshots import SnapshotInfo, open_snapshot
+from cld_stream.pipelines.snapshots import SnapshotInfo, with_snapshot
 from cld_stream.storage.schema import Frames, SourceRow
 from cld_stream.storage.snapshots import Snapshot
 from cld_stream.storage.store import Store
@@ -72,7 +72,7 @@ class StoreView:
         Raises:
             StoreNotFoundError: there is none.
         """
-        return SnapshotView(self._store, open_snapshot(self._store, id), device)
+        return with_snapshot(self._store, id, lambda snapshot: SnapshotView(self._store, snapshot, device))
 
     def close(self) -> None:
         """Close files and threads."""

@@ -125,7 +125,7 @@ _MACHINE: dict[str, Callable[[], str]] = {
 
 
 def _store(path: Path) -> list[Check]:
-    from cld_stream.storage.rebuild import check
+    from cld_stream.storage.check import check
     from cld_stream.storage.store import Store
 
     try:

@@ -2,7 +2,7 @@
 
 from cld_stream.errors import LockHeldError
 from cld_stream.pipelines.embed import Embedder
-from cld_stream.pipelines.publish import drop_gone, embed_frames
+from cld_stream.pipelines.publish import drop_gone, embed_frames, passed_over
 from cld_stream.search.cluster import nearest_group
 from cld_stream.storage.lock import FileLock
 from cld_stream.storage.segments import merge_segments
@@ -25,7 +25,7 @@ class Extender:
 
     def __init__(self, store: Store, device: str = "cpu", batch: int = 256) -> None:
         self._store, self._device, self._batch = store, device, batch
-        self._reader = store.reader()
+        self._reader = store.reader(on_damage=passed_over)
         self._current: tuple[Snapshot, Embedder] | None = None
 
     def close(self) -> None:

@@ -1,16 +1,19 @@
 """Remove a source and its frames for good."""
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cld_stream.errors import LockHeldError
+from cld_stream.errors import CorruptError, LockHeldError
 from cld_stream.media.address import masked
 from cld_stream.storage.store import Store
 
 __all__ = ["ForgetReport", "forget"]
+
+log = logging.getLogger("cld_stream.forget")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,11 @@ def _forget(store_path: Path, source: str) -> ForgetReport:
         row = store.catalog.find_source(source)
         dropped = store.catalog.dropped(source=row.id).ids
         ids = np.concatenate([store.catalog.live_ids(source=row.id), dropped])
-        features = drop_features(store, ids)
+        features = drop_features(store, ids, _damaged)
         removed = writer.forget(row.id)
-        features += drop_features(store, ids)  # of a snapshot that was made meanwhile
+        features += drop_features(store, ids, _damaged)  # of a snapshot that was made meanwhile
         return ForgetReport(row.id, row.path, removed, features)
+
+
+def _damaged(error: CorruptError) -> None:
+    log.warning("a snapshot was removed, because it is too damaged to be rid of single frames: %s", error)

@@ -5,7 +5,6 @@ at any instant leaves a store from which the next run goes on as if nothing had 
 committed in the same transaction as the frames before it.
 """
 
-import errno
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 
 from cld_stream.config import Settings
-from cld_stream.errors import StoreError, StoreNotFoundError, UsageError
+from cld_stream.errors import StoreFullError, StoreNotFoundError, UsageError
 from cld_stream.media.discover import Discovery, Item, discover
 from cld_stream.media.job import Chunk, Done, Event, Job
 from cld_stream.media.pool import DecodePool
@@ -27,6 +26,7 @@ from cld_stream.pipelines.life import Life, Numbers
 from cld_stream.pipelines.pump import Pump
 from cld_stream.pipelines.report import FileReport, IngestProgress, IngestReport
 from cld_stream.pipelines.retention import Retention
+from cld_stream.storage.durable import FULL
 from cld_stream.storage.schema import NewFrame, Outcome, SourceRow
 from cld_stream.storage.store import Store
 from cld_stream.storage.writer import Writer
@@ -155,6 +155,7 @@ class Run:
     Attributes:
         life: shown this run's numbers; None = the caller shows its own.
         tick: called several times a second, in the caller's thread.
+        patiently: does what is to be done on disk; a watch waits there for space.
     """
 
     store: Store
@@ -165,6 +166,7 @@ class Run:
     life: Life | None = None
     on_progress: Callable[[IngestProgress], None] | None = None
     tick: Callable[[], None] = lambda: None
+    patiently: Callable[[Callable[[], object]], object] = lambda work: work()
     report: IngestReport = field(init=False)
 
     def __post_init__(self) -> None:
@@ -191,8 +193,8 @@ class Run:
             pump.stop(2.0)
         if not self.report.stopped:
             self._mark_missing(found)
-        self.writer.commit()
-        self.retention.enforce()
+        self.patiently(self.writer.commit)
+        self.patiently(self.retention.enforce)
         self.report.dropped = self.retention.dropped
         if self.retention.note:
             self.report.notes.append(self.retention.note)
@@ -260,8 +262,8 @@ class Run:
             if step is not None:
                 current = str(step[0].path)
                 self._take(*step)
-            if self.writer.commit_if_due(self.settings.ingest.commit_s):
-                self.retention.enforce()
+            if self.patiently(lambda: self.writer.commit_if_due(self.settings.ingest.commit_s)):
+                self.patiently(self.retention.enforce)
             self._progress(current, pool)
             self.tick()
         return False
@@ -456,9 +458,8 @@ def _taken_utc(item: Item) -> float | None:
 
 def explained(store_path: Path, error: Exception) -> Exception:
     """A full disk in words; anything else as it is."""
-    number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error):
-        return StoreError(
+    if getattr(error, "errno", None) in FULL or "disk is full" in str(error):
+        return StoreFullError(
             f"{store_path}: the disk is full. What was committed is safe; "
             "free some space and run the same command again."
         )

@@ -1,22 +1,25 @@
 """The cadence of the daemon: when it logs, checkpoints, publishes, extends, and shows a sign of life."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
+from numpy.typing import NDArray
 
-from cld_stream.config import Settings, as_toml
-from cld_stream.errors import CldError, LockHeldError
+from cld_stream.config import EncoderSettings, Settings, as_toml
 from cld_stream.learn.feed import Feed
 from cld_stream.learn.learner import Learner, StepReport
 from cld_stream.learn.probes import effective_rank, feature_std
+from cld_stream.pipelines.checkup import check_encoder, loss_ratio
 from cld_stream.pipelines.extend import Extender
+from cld_stream.pipelines.guard import Guard
 from cld_stream.pipelines.life import Life, Numbers
 from cld_stream.pipelines.metrics import MetricsLog, TrainProgress, finite, log
+from cld_stream.pipelines.patience import Attempts
 from cld_stream.pipelines.pixels import PixelCache
 from cld_stream.pipelines.publish import Publication
 from cld_stream.pipelines.rescue import Rescue
@@ -28,6 +31,8 @@ from cld_stream.storage.store import Store
 __all__ = ["Keeper"]
 
 _SHOW_S = 0.25
+_EXTENDING = "giving features to new frames"
+_RETRY_S = 60.0  # after a publication that failed
 _EXTEND_FRAMES = 512  # at a time: training must not wait long
 
 
@@ -61,19 +66,22 @@ class Keeper:
         learner: Learner,
         cache: PixelCache,
         rescue: Rescue,
+        guard: Guard,
         feed: Feed,
         on_progress: Callable[[TrainProgress], None] | None,
     ) -> None:
         self.feed, self.idle_steps, self.wait_s = feed, 0, 0.0
         self._store, self._settings, self._learner, self._cache = store, settings, learner, cache
-        self._rescue, self._on_progress = rescue, on_progress
+        self._rescue, self._guard, self._on_progress = rescue, guard, on_progress
+        self._looked = -1  # clock of the last look
         t = settings.train
         self._checkpoint, self._publish, self._extend = _Every(t.checkpoint_s), _Every(t.publish_s), _Every(t.extend_s)
-        self._show = _Every(_SHOW_S)
+        self._show, self._retry = _Every(_SHOW_S), _Every(_RETRY_S)
+        self._attempts, self._failed = Attempts(log), False
         self._open = ExitStack()
         self._publication: Publication | None = None
         self._publishing_s, self._began = 0.0, time.monotonic()
-        self._published = -1  # updates at the last publication
+        self._published = self._unpublished = -1  # updates at the last publication, and at the one before
         self._report: StepReport | None = None
         self._health = (0, 0.0, 0.0)
         self._frames, self._since, self._rates = 0, time.monotonic(), (0.0, 0.0)
@@ -82,7 +90,8 @@ class Keeper:
         logs = self._store.path / "logs"
         self._life = self._open.enter_context(Life(self._store, "train", self._settings.ops))
         self._log = self._open.enter_context(MetricsLog(logs, self._settings.ops.log_mb))
-        atomic_write_bytes(logs / "settings.toml", as_toml(self._settings).encode())
+        settings = as_toml(self._settings).encode()
+        self._attempts.attempt("writing settings.toml", lambda: atomic_write_bytes(logs / "settings.toml", settings))
         self._extender = Extender(self._store, str(self._learner.device), self._settings.publish.batch)
         self._open.callback(self._extender.close)
         latest = self._store.catalog.latest_snapshot()
@@ -101,27 +110,42 @@ class Keeper:
         row = self._store.catalog.latest_snapshot()
         return None if row is None else row.id
 
-    def after_step(self, report: StepReport, frames: int, committed: int) -> None:
-        """Take note of a step over so many frames."""
+    def after_step(self, report: StepReport, frames: int, committed: int) -> str | None:
+        """Take note of a step over so many frames. Gives the guard's reason when the good state must come back."""
         self._report = report
         self._frames += frames
+        sick = self._look() if report.ok and self._guard.due(self._learner.clock) else None
         if self._learner.clock % self._settings.train.log_steps == 0:
             if report.ok:  # features that are not numbers have no spread and no rank
                 self._measure(report)
             self._log.write(self._progress("training", committed))
+        return sick
+
+    def rolled_back(self, *, guarded: bool) -> None:
+        """An old state is back; what is being published may go on, it was sound."""
+        if guarded:
+            self._guard.rolled_back()
+        self._published = min(self._published, self._learner.updates)
 
     def tend(self, state: str, committed: int) -> None:
         """Do what is due. `state` as in `TrainProgress`; while waiting, publishing need not share the machine."""
         if self._checkpoint.due():
-            self.checkpoint()
+            self.try_checkpoint()
         if self._extend.due():
-            self._extender.run(_EXTEND_FRAMES)
+            self._attempts.attempt(_EXTENDING, lambda: self._extender.run(_EXTEND_FRAMES))
             self._extend.reset()
         self._tend_publication(waiting=state == "waiting")
         self._show_life("publishing" if self._publication else state, committed)
 
+    def try_checkpoint(self) -> None:
+        """A checkpoint, if there is room for it; else the last one counts until the next is due."""
+        self._checkpoint.reset()
+        self._attempts.attempt("a checkpoint", self.checkpoint)
+
     def checkpoint(self) -> None:
         """Save everything that the next step depends on; a state behind which all went well is pinned."""
+        if self._settings.guard.enabled and self._looked != self._learner.clock:
+            self._look()
         arrays, numbers = self._learner.state_dict()
         meta = meta_of(
             numbers,
@@ -129,13 +153,16 @@ class Keeper:
             feed=self.feed.state_dict(),
             idle_steps=self.idle_steps,
             rescue=self._rescue.state_dict(),
+            guard=self._guard.state_dict(),
         )
-        good = self._rescue.good
+        good = self._rescue.good and not self._guard.holding
         keep = self._settings.train.checkpoints_kept
         save_checkpoint(self._store.path, self._learner.clock, arrays, meta, keep=keep, pin=good)
         self._rescue.saved(pinned=good)
         self._checkpoint.reset()
-        log.info("checkpoint at step %d%s", self._learner.clock, "" if good else " (not pinned: steps went wrong)")
+        log.info(
+            "checkpoint at step %d%s", self._learner.clock, "" if good else " (not pinned: it is not known to be good)"
+        )
 
     def finish(self, committed: int, stop: Callable[[], bool]) -> None:
         """The last checkpoint and, unless an end was asked for, a publication."""
@@ -148,7 +175,7 @@ class Keeper:
                 self._advance_publication()
                 self._show_life("publishing", committed)
         elif publish:
-            self._extender.run()
+            self._attempts.attempt(_EXTENDING, self._extender.run)
         self._life.beat("done", lambda: self._numbers("done", committed), now=True)
         if self._on_progress is not None:
             self._on_progress(self._progress("done", committed))
@@ -165,7 +192,8 @@ class Keeper:
         if self._publication is None:
             news = learner.updates - max(self._published, 0)
             asleep = waiting and (self._published < 0 or news >= max(1, self._settings.train.idle_steps))
-            if news > 0 and (self._publish.due() or asleep) and self._share_left():
+            due = self._retry.due() if self._failed else self._publish.due() or asleep
+            if news > 0 and due and self._share_left():
                 self._begin_publication()
         elif waiting or self._share_left():
             self._advance_publication()
@@ -175,8 +203,15 @@ class Keeper:
         return self._publishing_s <= self._settings.train.publish_share * elapsed
 
     def _begin_publication(self) -> None:
-        learner, began = self._learner, time.monotonic()
+        learner, began, before = self._learner, time.monotonic(), self._published
         encoder, weights = learner.publishable(buffer_batches(self._store, learner, self._cache))
+        if self._settings.guard.enabled:
+            self._judge(encoder, weights)
+            if self._guard.holding:
+                self._publish.reset()
+                self._published = learner.updates  # dealt with, until there is something new
+                log.warning("not publishing now: guard: %s", self._guard.why)
+                return
         work = Publication(
             self._store,
             encoder,
@@ -193,11 +228,11 @@ class Keeper:
             },
         )
         self._publish.reset()
-        try:
-            self._publication = work.__enter__()
-        except LockHeldError as e:
-            log.warning("not publishing now: %s", e)
+        self._failed = not self._attempts.attempt("publishing", work.__enter__, part=True)
+        if self._failed:
+            self._retry.reset()
             return
+        self._publication, self._unpublished = work, before
         self._published = learner.updates
         self._publishing_s += time.monotonic() - began
         log.info("publishing the encoder of step %d: %d frames to embed", learner.clock, work.rows)
@@ -205,17 +240,31 @@ class Keeper:
     def _advance_publication(self) -> None:
         work, began = self._publication, time.monotonic()
         assert work is not None
-        try:
+
+        def advance() -> None:
             if not work.advance():
-                snapshot = work.finish()
-                log.info("published %s", snapshot.id)
+                log.info("published %s", work.finish().id)
+                self._attempts.over("publishing")
                 self._publication = None
-                work.__exit__(None, None, None)
-        except CldError as e:
-            log.error("publishing failed: %s", e)
-            self._publication = None
+
+        if not self._attempts.attempt("publishing", advance, part=True):
+            work.abandon()
+            self._publication, self._failed, self._published = None, True, self._unpublished
+            self._retry.reset()
+        if self._publication is None:
             work.__exit__(None, None, None)
         self._publishing_s += time.monotonic() - began
+
+    def _look(self) -> str | None:
+        """The guard judges what would be published now."""
+        encoder, weights = self._learner.publishable(buffer_batches(self._store, self._learner, self._cache))
+        return self._judge(encoder, weights)
+
+    def _judge(self, encoder: EncoderSettings, weights: Mapping[str, NDArray[Any]]) -> str | None:
+        learner = self._learner
+        self._looked = learner.clock
+        loss = loss_ratio(learner, self._report)
+        return self._guard.judge(check_encoder(self._store, encoder, weights, str(learner.device), loss))
 
     def _measure(self, report: StepReport) -> None:
         s, now = self._settings.loss, time.monotonic()
@@ -251,6 +300,14 @@ class Keeper:
             lr=report.lr if report else 0.0,
             cbp=learner.cbp,
             rescues=self._rescue.rescues,
+            guard=self._guard.line(),
+            guard_warnings=self._guard.warnings,
+            guard_holds=self._guard.holds,
+            guard_rollbacks=self._guard.rollbacks,
+            guard_kept=self._guard.last.kept,
+            guard_entropy=self._guard.last.entropy,
+            guard_agreement=self._guard.last.agreement,
+            guard_loss_ratio=self._guard.last.loss_ratio,
         )
 
     def _numbers(self, state: str, committed: int) -> Numbers:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from cld_stream.config import OpsSettings
-from cld_stream.errors import StoreError
+from cld_stream.errors import StoreBusyError, StoreError, StoreFullError
 from cld_stream.storage.store import Store
 
 __all__ = ["Life", "Numbers"]
@@ -53,6 +53,8 @@ class Life:
         self._catalog, self._settings, self._argv = store.catalog, settings, sys.argv if argv is None else argv
         self._moved = self._written = time.monotonic()
         self._open = ExitStack()
+        self._run: int | None = None
+        self._complained = False
 
     @property
     def silent_s(self) -> float:
@@ -70,7 +72,7 @@ class Life:
 
             self._open.callback(serve(self, self._settings))
         try:
-            self._run = self._catalog.begin_run(self.kind, self._argv)
+            self._begin()
         except BaseException:
             self._open.close()
             raise
@@ -79,7 +81,27 @@ class Life:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         _notify("STOPPING=1")
         self._open.close()
-        self._catalog.end_run(self._run, "done" if e is None else f"{type(e).__name__}: {e}"[:500])
+        outcome = "done" if e is None else f"{type(e).__name__}: {e}"[:500]
+        try:
+            if self._run is not None:
+                self._catalog.end_run(self._run, outcome)
+        except StoreError as error:
+            log.info("how this run ended could not be written: %s", error)
+
+    def _begin(self) -> None:
+        """Note the run; where that is not possible now, a later beat does it."""
+        try:
+            self._run = self._catalog.begin_run(self.kind, self._argv)
+        except StoreBusyError:
+            return
+        except StoreFullError as error:
+            self._complain(error)
+
+    def _complain(self, error: StoreError | None) -> None:
+        """Say it once: what matters fails by itself."""
+        if error is not None and not self._complained:
+            log.warning("no sign of life can be written, so `status` is out of date: %s", error)
+        self._complained = error is not None
 
     def beat(self, state: str, numbers: Callable[[], Numbers], *, now: bool = False) -> None:
         """The loop has come round. Every two seconds, and when the state changes, it is written down.
@@ -99,9 +121,15 @@ class Life:
         _notify(f"READY=1\nWATCHDOG=1\nSTATUS={state}: {_brief(self.numbers)}")
         self.ready = True
         try:
-            self._catalog.heartbeat(self._run, self.numbers)
-        except StoreError as error:  # what matters fails by itself
-            log.warning("no sign of life could be written: %s", error)
+            if self._run is None:
+                self._begin()
+            else:
+                self._catalog.heartbeat(self._run, self.numbers)
+                self._complain(None)
+        except StoreBusyError:  # the next beat will do
+            return
+        except StoreError as error:
+            self._complain(error)
 
     def _add_rate(self, said: dict[str, float | int | str | None]) -> None:
         """`frames_s`: of the frames added since the last beat, where frames are counted."""

@@ -1,11 +1,15 @@
 """What training says about itself: metrics.jsonl, TensorBoard, train.log, and the numbers of a live panel."""
 
+import errno
 import json
 import logging
 import math
+import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import BytesIO, FileIO
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +41,7 @@ class TrainProgress:
         feature_std, effective_rank: of its instance features; near 0 and near 1 when collapsed.
         cbp: cumulative backward passes, views x frames.
         rescues: how often an old state was restored.
+        guard: what the guard says; see `Guard` and `Checkup` for the numbers (None = not known).
     """
 
     state: str
@@ -59,6 +64,14 @@ class TrainProgress:
     lr: float
     cbp: int
     rescues: int
+    guard: str
+    guard_warnings: int
+    guard_holds: int
+    guard_rollbacks: int
+    guard_kept: float
+    guard_entropy: float
+    guard_agreement: float
+    guard_loss_ratio: float
 
 
 @dataclass(frozen=True)
@@ -101,8 +114,7 @@ class MetricsLog:
         self._limit = limit_mb * 1_000_000
         self._lines = self._rotating(folder / "metrics.jsonl", "%(message)s")
         self._events = self._rotating(folder / "train.log", "%(asctime)s %(levelname)s %(message)s")
-        self._folder, self._points = folder / "tensorboard", 0
-        self._open_board()
+        self._board = _Board(folder / "tensorboard", self._limit)
         log.addHandler(self._events)
         log.setLevel(level)
 
@@ -121,27 +133,72 @@ class MetricsLog:
         values = {name: finite(value) for name, value in asdict(progress).items()}
         line = json.dumps({"time_utc": round(time.time(), 3), **values})
         self._lines.handle(logging.makeLogRecord({"msg": line}))
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"train/{name}", value, progress.step)
-        self._points += 1
-        if self._points % _LOOK_EVERY == 0:
-            self._trim_board()
+        numbers = {f"train/{name}": float(v) for name, v in values.items() if isinstance(v, int | float)}
+        self._board.write(progress.step, numbers)
 
     def _rotating(self, path: Path, line: str) -> RotatingFileHandler:
         handler = _Rotating(path, maxBytes=self._limit // _PARTS, backupCount=_PARTS - 1)
         handler.setFormatter(logging.Formatter(line))
         return handler
 
-    def _open_board(self) -> None:
-        from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(self._folder))
-        self._trim_board()
+class _Board:
+    """Events for TensorBoard. Its own writer leaves the work to a thread, which a full disk ends with a traceback."""
 
-    def _trim_board(self) -> None:
-        """Begin another file of events when this one is long, and remove the oldest beyond the limit."""
-        self._board.flush()
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder, self._limit, self._points = folder, limit, 0
+        self._file: FileIO | None = None
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """One point of every curve; lost where the disk is full, and the file stays whole."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._points += 1
+        if self._points % _LOOK_EVERY == 0:
+            self._trim()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _append(self, event: Any) -> None:
+        try:
+            if self._file is None:
+                self._open()
+            self._record(event)
+        except OSError:  # a checkpoint says that the disk is full
+            self.close()
+
+    def _open(self) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():017.6f}.{os.getpid()}"
+        self._file = FileIO(self._folder / name, "xb")
+        self._record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._trim()
+
+    def _record(self, event: Any) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        assert self._file is not None
+        whole = BytesIO()
+        RecordWriter(whole).write(event.SerializeToString())
+        end = self._file.tell()
+        try:
+            if self._file.write(whole.getvalue()) != len(whole.getvalue()):
+                raise OSError(errno.ENOSPC, "only a part was written")
+        except OSError:
+            self._file.truncate(end)
+            raise
+
+    def _trim(self) -> None:
+        """Begin another file when this one is long, and remove the oldest beyond the limit."""
         files = sorted(self._folder.glob("events.out.*"), key=lambda file: file.stat().st_mtime_ns)
         total = sum(file.stat().st_size for file in files)
         for old in files[:-1]:
@@ -149,8 +206,7 @@ class MetricsLog:
                 total -= old.stat().st_size
                 old.unlink()
         if files and files[-1].stat().st_size > self._limit // _PARTS:
-            self._board.close()
-            self._open_board()
+            self.close()
 
 
 class _Rotating(RotatingFileHandler):

@@ -1,5 +1,6 @@
 """Publish an encoder: embed every stored frame with it, check the result, make it current."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -12,18 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cld_stream.config import EncoderSettings, PublishSettings
-from cld_stream.errors import CorruptError, StoreError
+from cld_stream.errors import CorruptError, HeldError, StoreError
 from cld_stream.pipelines.embed import Embedder, Features
 from cld_stream.pipelines.snapshots import prune_snapshots
 from cld_stream.search.cluster import nearest_group, spherical_kmeans
 from cld_stream.storage.frames import FrameReader
 from cld_stream.storage.lock import FileLock
 from cld_stream.storage.schema import SnapshotRow
-from cld_stream.storage.snapshots import Snapshot, SnapshotBuilder, drop_features, encoder_hash, snapshots_folder
+from cld_stream.storage.snapshots import (
+    Snapshot,
+    SnapshotBuilder,
+    drop_features,
+    encoder_hash,
+    remove_snapshot,
+    snapshots_folder,
+)
 from cld_stream.storage.store import Store
 
-__all__ = ["Publication", "drop_gone", "embed_frames", "publish", "publish_checkpoint"]
+__all__ = ["Publication", "drop_gone", "embed_frames", "passed_over", "publish", "publish_checkpoint"]
 
+log = logging.getLogger("cld_stream.publish")
 _SAMPLE = 64
 _LEAST_COSINE = 0.99
 _AT_ONCE = 512  # frames: training must not wait long, nor the word to stop
@@ -66,8 +75,9 @@ class Publication:
 
     def __enter__(self) -> Self:
         self._lock.acquire()
+        self._reader = self._store.reader(on_damage=passed_over)
         try:
-            self._reader = self._store.reader()
+            self._remove_orphans()
             self._builder = self._begin()
         except BaseException:
             self._lock.release()
@@ -77,6 +87,17 @@ class Publication:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._reader.close()
         self._lock.release()
+
+    def abandon(self) -> None:
+        """Give the disk back what was written so far; nothing is resumed."""
+        self._builder.abandon()
+
+    def _remove_orphans(self) -> None:
+        """Directories without a row: of a publisher or a pruning that was killed in between."""
+        known = {row.id for row in self._store.catalog.snapshots()}
+        for path in snapshots_folder(self._store.path).glob("[0-9]*"):
+            if path.name not in known:
+                remove_snapshot(self._store.path, path.name)
 
     def _begin(self) -> SnapshotBuilder:
         settings = asdict(self._encoder)
@@ -88,7 +109,7 @@ class Publication:
             self._store.path,
             name,
             {
-                "created_utc": now,
+                "created_utc": self._after_all_others(now),
                 "step": self._step,
                 "encoder": {"sha256": digest, "settings": settings},
                 "store": {"uuid": header.uuid, "size": header.size, "fit": header.fit},
@@ -100,6 +121,11 @@ class Publication:
             stop,
             self._embedder.spaces,
         )
+
+    def _after_all_others(self, now: float) -> float:
+        """The time is what orders snapshots, so it does not go back, whatever the clock does."""
+        latest = max((row.created_utc for row in self._store.catalog.snapshots()), default=0.0)
+        return max(now, latest + 0.001)
 
     def _new_id(self, now: float) -> str:
         while True:
@@ -144,8 +170,10 @@ class Publication:
             raise StoreError(f"{self._builder.path}: {self.rows_done} of {self.rows} frames are embedded; go on first.")
         self._check()
         vectors, ids = self._builder.features("group"), self._builder.ids
-        centroids = spherical_kmeans(vectors[ids >= 0], self._settings.groups)
-        labels = np.where(ids >= 0, nearest_group(vectors, centroids), -1).astype(np.int32)
+        seen = (ids >= 0) & self._builder.features("instance").any(1)  # zeros: the picture could not be read
+        centroids = spherical_kmeans(vectors[seen], self._settings.groups)
+        labels = np.where(seen, nearest_group(vectors, centroids), -1).astype(np.int32)
+        self._builder.leave_out(ids[(ids >= 0) & ~seen])
         snapshot = self._builder.finish(centroids, labels)
         drop_gone(self._store, snapshot.ids)
         self._store.catalog.add_snapshot(snapshot.row())
@@ -202,18 +230,32 @@ def publish(
         return work.finish()
 
 
-def publish_checkpoint(store_path: Path, device: str = "cpu") -> SnapshotRow:
+def publish_checkpoint(store_path: Path, device: str = "cpu", *, force: bool = False) -> SnapshotRow:
     """Publish the encoder of the newest checkpoint by hand.
+
+    Args:
+        force: also when the guard holds it.
 
     Raises:
         StoreNotFoundError: there is no store, or nothing was trained yet.
         LockHeldError: another process publishes.
+        HeldError: the guard holds it.
     """
+    from cld_stream.pipelines.checkup import check_encoder
+    from cld_stream.pipelines.guard import Level, assess
     from cld_stream.pipelines.restore import buffer_batches, restore_learner
 
     with Store.open(store_path) as store:
         learner, checkpoint = restore_learner(store_path, device)
         encoder, weights = learner.publishable(buffer_batches(store, learner))
+        guard = learner.settings.guard
+        if guard.enabled and not force:
+            level, why = assess(check_encoder(store, encoder, weights, device), guard)
+            if level >= Level.HOLD:
+                raise HeldError(
+                    f"{store_path}: the encoder of step {checkpoint.step} is held by the guard: {why}. The last "
+                    "snapshot stays current. `cld-stream snapshot --force` publishes it all the same."
+                )
         settings = learner.settings.publish
         made = publish(store, encoder, weights, step=checkpoint.step, settings=settings, device=device)
         assert made is not None
@@ -244,6 +286,11 @@ def drop_gone(store: Store, ids: NDArray[np.int64]) -> None:
         gone = np.setdiff1d(ids, store.catalog.live_ids(int(ids[0]), int(ids[-1]) + 1))
         if len(gone):
             drop_features(store, gone)
+
+
+def passed_over(error: CorruptError) -> None:
+    """Say that damaged frames get no features."""
+    log.error("frames without features, because their pictures are damaged: %s", error)
 
 
 def _cosine(a: NDArray[np.float16], b: NDArray[np.float16]) -> NDArray[np.float32]:

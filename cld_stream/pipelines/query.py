@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cld_stream.errors import StoreNotFoundError, UsageError
 from cld_stream.pipelines.neighbours import Filters, Hit, Searcher
-from cld_stream.pipelines.snapshots import open_snapshot
+from cld_stream.pipelines.snapshots import with_snapshot
 from cld_stream.storage.snapshots import SPACES, Snapshot
 from cld_stream.storage.store import Store
 
@@ -103,12 +103,15 @@ def query(
     filters = Filters(distinct_s, under, parse_time("--after", after), parse_time("--before", before))
     values = None if vector is None else read_vector(vector)
     with Store.open(store) as opened:
-        chosen = open_snapshot(opened, snapshot)
         if source is not None and at is not None:
             frame = opened.catalog.frame_at(opened.catalog.find_source(source).id, at)
-        searcher = Searcher(opened, chosen, space)
-        question, values = ask(opened, chosen, searcher, picture, frame, values, space, device)
-        answer = Answer(question, str(store), chosen.id, space, searcher.find(values, k, filters))
+
+        def answered(chosen: Snapshot) -> Answer:
+            searcher = Searcher(opened, chosen, space)
+            question, asked = ask(opened, chosen, searcher, picture, frame, values, space, device)
+            return Answer(question, str(store), chosen.id, space, searcher.find(asked, k, filters))
+
+        answer = with_snapshot(opened, snapshot, answered)
         if sheet is not None or html is not None:
             from cld_stream.pipelines.sheet import write_page, write_sheet
 
@@ -161,7 +164,7 @@ def stored_feature(store: Store, searcher: Searcher, frame: int) -> tuple[Questi
         )
     if not feature.any():  # overwritten, and its row goes next
         raise StoreNotFoundError(f"{store.path}: frame {frame} is being forgotten.")
-    with store.reader(threads=1) as reader:
+    with store.reader(1, on_damage=lambda _: None) as reader:
         jpeg = reader.jpegs([frame])[0] or None
     path = store.catalog.source(int(rows.source[0])).path
     title = f"frame {frame} of {Path(path).name} at {float(rows.time_s[0]):.1f} s" + (

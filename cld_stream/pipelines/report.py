@@ -116,14 +116,15 @@ class WatchEvent:
     """Something that happened while watching; as JSON one object a line.
 
     Attributes:
-        event: `file` (one was taken, or found missing), `folder` (`state` gone or back), `camera` (down or up).
+        event: `file` (one was taken, or found missing), `folder` (`state` gone or back), `camera` (down or up),
+            `store` (`state` waiting, because its disk is full or its catalog is kept by others, or well).
         path: the file or folder, or the camera's address without user and password.
         outcome: of a file, as in the ledger; None = nothing in it can be read yet.
         frames: that it gave now.
         reason: why it is so, in words.
     """
 
-    event: Literal["file", "folder", "camera"]
+    event: Literal["file", "folder", "camera", "store"]
     path: str
     state: str = ""
     kind: str = ""
@@ -145,7 +146,7 @@ class WatchProgress:
     """How watching stands.
 
     Attributes:
-        state: `watching` or `reading`.
+        state: `watching`, `reading`, or `holding`: the store takes nothing now.
         files: in the folders, known and done with.
         waiting: files that do not stand still yet.
         taken, broken: files since the start.
@@ -155,7 +156,7 @@ class WatchProgress:
         current: the file in hand.
     """
 
-    state: Literal["watching", "reading"]
+    state: Literal["watching", "reading", "holding"]
     files: int
     waiting: int
     taken: int

@@ -1,4 +1,4 @@
-"""The bad-step rule: what happens when losses or gradients stop being finite."""
+"""Back to the pinned good state: when losses stop being finite, or the guard says so."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,8 +43,11 @@ class Rescue:
             self._on_trial = False
         self.good = True
 
-    def after_step(self, learner: Learner, report: StepReport, ids: Ids) -> bool:
+    def after_step(self, learner: Learner, report: StepReport, ids: Ids, sick: str | None = None) -> bool:
         """Take note of a step over these frames.
+
+        Args:
+            sick: why the guard wants the good state back, or None.
 
         Returns:
             Whether an old state was restored: the caller saves it.
@@ -54,7 +57,7 @@ class Rescue:
         """
         if report.ok:
             self._in_a_row = 0
-            return False
+            return sick is not None and self._back(learner, sick)
         self.good = False
         self._in_a_row += 1
         log.warning(
@@ -62,15 +65,19 @@ class Rescue:
         )
         if self._in_a_row < self._limit:
             return False
+        return self._back(learner, f"{self._limit} steps in a row were not finite")
+
+    def _back(self, learner: Learner, why: str) -> bool:
         if self._on_trial:
             raise GuardStopError(
-                f"{self._store_path}: training diverged again after its last good state was restored at half the rate. "
-                "Lower optim.lr (see logs/train.log for the frames), then train again."
+                f"{self._store_path}: training diverged again after its last good state was restored at half the rate: "
+                f"{why}. Lower optim.lr, look at the newest frames (logs/train.log), then train again."
             )
-        self._restore(learner)
+        self.good = False
+        self._restore(learner, why)
         return True
 
-    def _restore(self, learner: Learner) -> None:
+    def _restore(self, learner: Learner, why: str) -> None:
         clock, salt, rate = learner.clock, learner.salt, learner.rate
         step = pinned_checkpoint(self._store_path)
         checkpoint = load_checkpoint(self._store_path, step)
@@ -78,7 +85,4 @@ class Rescue:
         learner.clock, learner.salt, learner.rate = clock, salt + 1, rate * _SLOWER
         self.rescues += 1
         self._in_a_row, self._on_trial = 0, True
-        log.error(
-            "%d steps in a row were not finite: back to the good state of step %d, learning rate now x %g",
-            self._limit, checkpoint.step, learner.rate,
-        )  # fmt: skip
+        log.error("%s: back to the good state of step %d, learning rate now x %g", why, checkpoint.step, learner.rate)

@@ -19,9 +19,10 @@ from cld_stream.storage.store import Store
 __all__ = ["buffer_batches", "check_settings", "fresh_learner", "learner_of", "restore_learner", "saved_settings"]
 
 _FIXED = (
-    "encoder.backbone", "encoder.width", "encoder.norm", "encoder.crop", "encoder.head", "encoder.feature_dim",
+    "encoder.backbone", "encoder.width", "encoder.norm", "encoder.activation", "encoder.crop",
+    "encoder.head", "encoder.feature_dim",
     "loss.branch", "loss.negatives", "loss.queue", "loss.cross_level",
-    "loss.bank_groups", "buffer.capacity", "buffer.groups",
+    "loss.bank_groups", "loss.align", "buffer.capacity", "buffer.groups",
 )  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def buffer_batches(store: Store, learner: Learner, cache: PixelCache | None = No
     """
     publish = learner.settings.publish
     slots = learner.draw(publish.batch * publish.bn_batches)
-    with store.reader() as reader:
+    with store.reader(on_damage=lambda _: None) as reader:  # whoever embeds or trains says so
         cache = cache or PixelCache(store, reader, learner.buffer.capacity, 0, learner.device)
         for start in range(0, len(slots), publish.batch):
             part = slots[start : start + publish.batch]

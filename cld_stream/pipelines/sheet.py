@@ -142,7 +142,7 @@ def _panel(
 
 
 def _jpegs(store: Store, hits: Sequence[Hit]) -> list[bytes]:
-    with store.reader(threads=1) as reader:
+    with store.reader(1, on_damage=lambda _: None) as reader:
         return reader.jpegs([hit.frame for hit in hits])
 
 

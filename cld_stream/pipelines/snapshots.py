@@ -1,14 +1,19 @@
 """List, pin and prune what was published."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from cld_stream.errors import StoreNotFoundError
+from cld_stream.errors import CorruptError, StoreNotFoundError
 from cld_stream.storage.snapshots import Snapshot, remove_snapshot, snapshots_folder
 from cld_stream.storage.store import Store
 
-__all__ = ["SnapshotInfo", "change_snapshots", "list_snapshots", "open_snapshot", "prune_snapshots"]
+__all__ = ["SnapshotInfo", "change_snapshots", "list_snapshots", "open_snapshot", "prune_snapshots", "with_snapshot"]
+
+T = TypeVar("T")
+log = logging.getLogger("cld_stream.snapshots")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,38 @@ def open_snapshot(store: Store, id: str = "latest") -> Snapshot:  # noqa: A002
         StoreNotFoundError: there is none, or none of this id.
     """
     return Snapshot(snapshots_folder(store.path) / _resolve(store, id))
+
+
+def with_snapshot(store: Store, id: str, use: Callable[[Snapshot], T]) -> T:  # noqa: A002
+    """What `use` makes of a snapshot; where the latest one is damaged, of the newest one that is not, and says so.
+
+    Raises:
+        StoreNotFoundError: there is none, or none of this id.
+        CorruptError: it is damaged, and so is every older one.
+    """
+    if id != "latest":
+        return use(open_snapshot(store, id))
+    rows = [row for row in store.catalog.snapshots() if row.state == "current"]
+    damage: CorruptError | None = None
+    for row in reversed(rows):
+        try:
+            done = use(_opened(store, row.id))
+        except CorruptError as error:
+            damage = damage or error
+            continue
+        if damage is not None:
+            log.warning("%s This is of the older snapshot %s.", damage, row.id)
+        return done
+    if damage is not None:
+        raise damage
+    return use(open_snapshot(store, id))
+
+
+def _opened(store: Store, id: str) -> Snapshot:  # noqa: A002
+    try:
+        return Snapshot(snapshots_folder(store.path) / id)
+    except StoreNotFoundError as error:  # it has a row
+        raise CorruptError(str(error)) from None
 
 
 def list_snapshots(store_path: Path) -> list[SnapshotInfo]:

@@ -116,6 +116,7 @@ class Status:
             ("frames", f"{self.frames:,} ({self.bytes / 1e6:,.1f} MB)"),
             ("trained", self._trained_line()),
             ("snapshot", self._snapshot_line()),
+            ("guard", self._guard_line()),
             ("disk free", f"{self.disk_free / 1e9:,.1f} GB{full}"),
         ]
         out += [(process.kind, process.line()) for process in self.processes]
@@ -125,6 +126,13 @@ class Status:
         if not self.trained:
             return "not yet; run `cld-stream train`"
         return f"step {self.trained.get('step', 0):,}, lag {self.lag or 0:,} frames"
+
+    def _guard_line(self) -> str:
+        n = self.trained
+        if "guard" not in n:
+            return "nothing to guard yet"
+        counts = (f"{n.get(f'guard_{name}', 0)} {name}" for name in ("warnings", "holds", "rollbacks"))
+        return f"{n['guard']} ({', '.join(counts)} so far)"
 
     def _snapshot_line(self) -> str:
         if self.snapshot is None or self.snapshot_utc is None:

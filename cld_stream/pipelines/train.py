@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from cld_stream.config import Settings, load_settings
+from cld_stream.errors import CorruptError
 from cld_stream.learn.buffer import Ids
 from cld_stream.learn.feed import Feed
 from cld_stream.learn.learner import Learner, StepPlan
+from cld_stream.pipelines.guard import Guard
 from cld_stream.pipelines.keeper import Keeper
 from cld_stream.pipelines.metrics import TrainProgress, TrainReport, log
 from cld_stream.pipelines.pixels import FreshBatch, FreshFrames, GoneError, PixelCache
@@ -67,13 +69,13 @@ def train(
     with ExitStack() as opened:
         store = opened.enter_context(Store.open(store_path))
         opened.enter_context(store.trainer_lock())
-        reader = opened.enter_context(store.reader())
+        reader = opened.enter_context(store.reader(on_damage=_passed_over))
         start = _begin(store_path, settings, device)
         learner = start.learner
         buffer = learner.settings.buffer
         cache = PixelCache(store, reader, buffer.capacity, buffer.cache_mb, learner.device)
         keeper = opened.enter_context(
-            Keeper(store, learner.settings, learner, cache, start.rescue, start.feed, on_progress)
+            Keeper(store, learner.settings, learner, cache, start.rescue, start.guard, start.feed, on_progress)
         )
         keeper.idle_steps = start.idle_steps
         if start.new:
@@ -94,11 +96,16 @@ def train(
         )
 
 
+def _passed_over(error: CorruptError) -> None:
+    log.error("damaged frames are passed over: %s", error)
+
+
 @dataclass(frozen=True)
 class _Start:
     learner: Learner
     feed: Feed
     rescue: Rescue
+    guard: Guard
     idle_steps: int
     new: bool
 
@@ -108,15 +115,16 @@ def _begin(store_path: Path, settings: Settings, device: str) -> _Start:
     feed = Feed(max_lag=settings.train.max_lag)
     if not list_checkpoints(store_path):
         learner = fresh_learner(settings, device)
-        return _Start(learner, feed, Rescue(store_path, settings.train), 0, new=True)
+        return _Start(learner, feed, Rescue(store_path, settings.train), Guard(settings.guard), 0, new=True)
     checkpoint = load_checkpoint(store_path)
     if checkpoint.warning:
         log.warning("%s", checkpoint.warning)
     settings = check_settings(saved_settings(checkpoint), settings, store_path)
     feed.load_state_dict(checkpoint.meta["feed"])
     rescue = Rescue(store_path, settings.train, checkpoint.meta["rescue"])
+    guard = Guard(settings.guard, checkpoint.meta.get("guard"))
     learner = learner_of(checkpoint, settings, device)
-    return _Start(learner, feed, rescue, checkpoint.meta["idle_steps"], new=False)
+    return _Start(learner, feed, rescue, guard, checkpoint.meta["idle_steps"], new=False)
 
 
 class _Trainer:
@@ -155,7 +163,9 @@ class _Trainer:
                 self._feed(batch, committed, limit)
             elif may_idle:
                 self._keeper.idle_steps = max(0, self._keeper.idle_steps - 1)
-                self._step(None, committed)
+                if not self._step(None, committed) and owed:
+                    log.warning("ends early: every buffered frame was replayed buffer.max_replays times")
+                    break
             state = "waiting" if batch is None and not may_idle else "training" if batch is not None else "idle"
             self._keeper.tend(state, committed)
         self._committed()  # what was forgotten meanwhile must not be in the last checkpoint
@@ -191,32 +201,34 @@ class _Trainer:
         learner, keeper = self._learner, self._keeper
         buffered = len(learner.buffer) + len(batch.ids)
         enough = buffered >= min(self._settings.min_frames, learner.buffer.capacity)
-        if buffered < _FEWEST or not (enough or batch.feed.lag(committed) == 0):
+        may_step = buffered >= _FEWEST and (enough or batch.feed.lag(committed) == 0)
+        if not (may_step and self._step(batch, committed)):
             slots = learner.remember(batch.ids, batch.origin).slots
             self._cache.put(batch.ids, slots, batch.pixels, batch.aspect)
         else:
-            self._step(batch, committed)
             for _ in range(self._settings.updates_per_step - 1):
                 if limit is None or self._steps < limit:
                     self._step(None, committed)
         keeper.feed = batch.feed
         keeper.idle_steps = min(self._settings.idle_steps, keeper.idle_steps + len(batch.ids))
 
-    def _step(self, batch: FreshBatch | None, committed: int) -> None:
-        """One step, with fresh frames or without."""
+    def _step(self, batch: FreshBatch | None, committed: int) -> bool:
+        """One step, with fresh frames or without; False = there are too few frames for one."""
         learner, began = self._learner, time.monotonic()
         plan, pixels, aspect = self._gather(batch)
         self._keeper.wait_s += time.monotonic() - began
         if len(plan.ids) < _FEWEST:
-            return
+            return False
         report = learner.step(plan, pixels, aspect)
         if report.ok and batch is not None:
             self._cache.put(batch.ids, plan.slots[: plan.fresh], batch.pixels, batch.aspect)
         self._steps += 1
-        self._keeper.after_step(report, len(plan.ids), committed)
-        if self._rescue.after_step(learner, report, plan.ids):
+        sick = self._keeper.after_step(report, len(plan.ids), committed)
+        if self._rescue.after_step(learner, report, plan.ids, sick):
+            self._keeper.rolled_back(guarded=sick is not None)
             self._forget_gone()
-            self._keeper.checkpoint()
+            self._keeper.try_checkpoint()
+        return True
 
     def _gather(self, batch: FreshBatch | None) -> tuple[StepPlan, torch.Tensor, torch.Tensor]:
         """A plan and its pixels. Frames that were forgotten meanwhile leave, and the plan is made again."""
@@ -225,9 +237,9 @@ class _Trainer:
             plan = self._learner.plan() if batch is None else self._learner.plan(batch.ids, batch.origin)
             try:
                 if batch is None:
-                    pixels = self._cache.batch(plan.ids, plan.slots, nothing, np.empty(0, np.float32))
+                    pixels = self._cache.batch(plan.wanted, plan.wanted_slots, nothing, np.empty(0, np.float32))
                 else:
-                    pixels = self._cache.batch(plan.ids, plan.slots, batch.pixels, batch.aspect)
+                    pixels = self._cache.batch(plan.wanted, plan.wanted_slots, batch.pixels, batch.aspect)
                 return plan, *pixels
             except GoneError as gone:
                 self._drop(gone.ids)

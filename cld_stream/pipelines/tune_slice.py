@@ -11,9 +11,11 @@ from torch import Tensor
 from cld_stream.config import AugmentSettings, Settings
 from cld_stream.errors import UsageError
 from cld_stream.learn.augment import RandomViews, central_view
+from cld_stream.learn.buffer import Origin
 from cld_stream.learn.encoder import Encoder
 from cld_stream.learn.learner import Learner
 from cld_stream.learn.probes import target_ranks
+from cld_stream.pipelines.origins import origin_of
 from cld_stream.pipelines.restore import fresh_learner
 from cld_stream.storage.store import Store
 
@@ -40,6 +42,7 @@ class Slice:
         pixels, aspect: stored frames (uint8, on the training device), width / height of what they show.
         run: number of the run that each frame is in: frames in a row of one source in one block.
         asked: (N) held out of training.
+        origin: where the frames come from.
     """
 
     ids: NDArray[np.int64]
@@ -47,6 +50,7 @@ class Slice:
     aspect: Tensor
     run: NDArray[np.int64]
     asked: NDArray[np.bool_]
+    origin: Origin
 
     def batches(self, rows: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels and aspects, a few hundred at a time."""
@@ -97,7 +101,8 @@ def take_slice(store: Store, frames: int, device: str) -> Slice:
     run = np.cumsum(np.r_[False, (np.diff(block) != 0) | (np.diff(source) != 0)])
     aspect = rows.aspect[kept] if store.header.fit == "stretch" else np.ones(kept.sum(), np.float32)
     pixels_N, aspect_N = (torch.from_numpy(a).to(device) for a in (pixels[present], aspect))
-    return Slice(live[at][present], pixels_N, aspect_N, run, block % ASKED == ASKED - 1)
+    origin = origin_of(store, rows)[kept]
+    return Slice(live[at][present], pixels_N, aspect_N, run, block % ASKED == ASKED - 1, origin)
 
 
 def train_on(
@@ -120,12 +125,12 @@ def train_on(
         optim=replace(settings.optim, warmup_steps=warmup),
     )
     learner = fresh_learner(settings, device)
-    learner.remember(rows.tolist())
+    learner.remember(rows.tolist(), data.origin[rows])
     for step in range(steps):
         if stop(step):
             return None
         plan = learner.plan()
-        batch = torch.from_numpy(plan.ids).to(data.pixels.device)
+        batch = torch.from_numpy(plan.wanted).to(data.pixels.device)
         learner.step(plan, data.pixels[batch], data.aspect[batch])
     return learner
 

@@ -25,6 +25,7 @@ from cld_stream.pipelines.folders import Batch, Folders
 from cld_stream.pipelines.ingest import IngestProgress, Run, explained, open_or_create
 from cld_stream.pipelines.ledger import Ledger, fingerprint_item, stat_item
 from cld_stream.pipelines.life import Life
+from cld_stream.pipelines.patience import Patience
 from cld_stream.pipelines.pump import Pump
 from cld_stream.pipelines.report import FileReport, WatchEvent, WatchProgress, WatchReport
 from cld_stream.pipelines.retention import Retention
@@ -76,7 +77,7 @@ def watch(
     try:
         with ExitStack() as opened:
             opened.callback(store.close)
-            return _Watch(store, tops, urls, settings, on_event, on_progress, retry_broken, opened).run(stop)
+            return _Watch(store, tops, urls, settings, on_event, on_progress, retry_broken, opened, stop).run()
     except (OSError, DBAPIError) as error:
         raise explained(store_path, error) from error
 
@@ -94,7 +95,9 @@ class _Watch:
         on_progress: Callable[[WatchProgress], None],
         retry_broken: bool,
         opened: ExitStack,
+        stop: Callable[[], bool],
     ) -> None:
+        self._stop, self._patience = stop, Patience(self._say_store, self._show, stop)
         self._store, self._settings, self._retry_broken = store, settings, retry_broken
         self._on_event, self._on_progress = on_event, on_progress
         self._report = WatchReport(str(store.path))
@@ -115,14 +118,14 @@ class _Watch:
         self._retention = Retention(store, self._writer, chosen)
         self._cameras = opened.enter_context(Cameras(urls, store, self._writer, chosen, self._say_camera))
 
-    def run(self, stop: Callable[[], bool]) -> WatchReport:
+    def run(self) -> WatchReport:
         """Until asked to stop."""
-        while not stop():
+        while not self._stop():
             now = time.monotonic()
             self._folders.look(now)
             batch = self._folders.take(now)
             if batch:
-                self._ingest(batch, stop)
+                self._ingest(batch)
             self._leave(self._folders.vanished(now))
             self._tick()
             if batch:
@@ -136,28 +139,32 @@ class _Watch:
     def _tick(self) -> None:
         """What is to be done several times a second, whatever goes on."""
         self._cameras.poll()
-        now = time.monotonic()
-        if now - self._noted_at >= self._settings.ingest.commit_s:
+        if time.monotonic() - self._noted_at >= self._settings.ingest.commit_s:
             self._note()
+        self._show()
+
+    def _show(self) -> None:
+        """Signs of life."""
+        now = time.monotonic()
         if now - self._told >= _TICK_S:
             self._told = now
             progress = self._progress()
             self._on_progress(progress)
             self._life.beat(progress.state, progress.as_dict)
 
-    def _ingest(self, batch: Batch, stop: Callable[[], bool]) -> None:
+    def _ingest(self, batch: Batch) -> None:
         began = self._used = time.monotonic()
         items = batch.found.items
-        about = self._meanwhile(lambda: _About(items), stop)
+        about = self._meanwhile(lambda: _About(items))
         if about is None:
             return
         ledger = Ledger(about.rows(self._store.catalog), retry_broken=self._retry_broken)
         run = self._run = Run(
             self._store, self._writer, ledger, self._settings, self._retention,
-            on_progress=self._reading, tick=self._tick,
+            on_progress=self._reading, tick=self._tick, patiently=self._patience,
         )  # fmt: skip
         self._growing = {str(item.path) for item in items if item.growing}
-        report = run.over(batch.found, self._pool, stop)
+        report = run.over(batch.found, self._pool, self._stop)
         for entry in ledger.vanished(self._folders.present()):
             if entry.path.exists():
                 run.leave(entry, "its path holds another source now")
@@ -166,10 +173,10 @@ class _Watch:
             useful = {f.path for f in report.files if f.frames}
             self._folders.took(batch, time.monotonic(), time.monotonic() - began, useful)
 
-    def _meanwhile(self, work: Callable[[], T], stop: Callable[[], bool]) -> T | None:
+    def _meanwhile(self, work: Callable[[], T]) -> T | None:
         """Work that reads files, while the ticks go on; None if asked to stop before it is done."""
         pump = Pump(lambda: iter([work()]))
-        while not stop():
+        while not self._stop():
             done = pump.get(_TICK_S)
             if done is not None:
                 return done
@@ -188,8 +195,8 @@ class _Watch:
 
     def _note(self) -> None:
         """Commit, and tell of the files that are done."""
-        self._writer.commit()
-        self._retention.enforce()
+        self._patience(self._writer.commit)
+        self._patience(self._retention.enforce)
         self._noted_at = time.monotonic()
         files = self._run.report.files[self._noted :] if self._run else []
         self._noted += len(files)
@@ -211,6 +218,10 @@ class _Watch:
     def _say_folder(self, path: str, reason: str | None) -> None:
         self._on_event(WatchEvent("folder", path, state="back" if reason is None else "gone", reason=reason or ""))
 
+    def _say_store(self, reason: str | None) -> None:
+        path, state = str(self._store.path), "well" if reason is None else "waiting"
+        self._on_event(WatchEvent("store", path, state=state, reason=reason or ""))
+
     def _say_camera(self, address: str, reason: str | None) -> None:
         self._on_event(WatchEvent("camera", address, state="up" if reason is None else "down", reason=reason or ""))
 
@@ -224,7 +235,7 @@ class _Watch:
 
     def _progress(self) -> WatchProgress:
         return WatchProgress(
-            state="reading" if self._run else "watching",
+            state="holding" if self._patience.waiting else "reading" if self._run else "watching",
             files=self._folders.files,
             waiting=self._folders.waiting,
             taken=sum(self._outcomes.values()),

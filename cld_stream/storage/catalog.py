@@ -11,6 +11,7 @@ from cld_stream.errors import StoreNotFoundError
 from cld_stream.storage import schema
 from cld_stream.storage.published import Published
 from cld_stream.storage.schema import Frames, Outcome, SourceRow, Totals
+from cld_stream.storage.shards import ArrayState
 
 __all__ = ["Catalog"]
 
@@ -89,6 +90,12 @@ class Catalog(Published):
     def next_id(self) -> int:
         """Ids handed out so far: every frame id is below this."""
         return self._state("next_id")
+
+    def array_state(self) -> ArrayState:
+        """What `frames/zarr.json` should say."""
+        with self.reading() as tx:
+            now = tx.execute(select(schema.state)).mappings().one()
+        return ArrayState(int(now["sealed"]), int(now["generation"]))
 
     def totals(self) -> Totals:
         """The store in numbers."""
@@ -213,7 +220,7 @@ class Catalog(Published):
         with self.reading() as tx:
             for i in range(0, len(distinct), _AT_ONCE):
                 rows += tx.execute(query.where(id_.in_(distinct[i : i + _AT_ONCE].tolist()))).all()
-        return columns(rows)
+            return columns(rows)
 
 
 def source_row(row: RowMapping) -> SourceRow:

@@ -17,10 +17,12 @@ from cld_stream.errors import CorruptError, FormatTooNewError, StoreNotFoundErro
 from cld_stream.storage.durable import (
     atomic_write_bytes,
     fsync_dir,
+    fsync_tree,
     make_dir,
     publish_dir,
     remove_dir,
     temporary,
+    whole,
 )
 
 __all__ = [
@@ -71,6 +73,9 @@ def save_checkpoint(
         meta: anything that JSON holds.
         keep: >= 1.
         pin: make this the pinned checkpoint, in place of the one that was.
+
+    Raises:
+        StoreFullError: there is no room for it; the others are as they were.
     """
     from safetensors.numpy import save
 
@@ -78,7 +83,6 @@ def save_checkpoint(
     aside = temporary(path)
     make_dir(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
     state = save({name: np.array(value, order="C") for name, value in tensors.items()})
     header = {
         "format": _FORMAT,
@@ -89,13 +93,16 @@ def save_checkpoint(
         "meta_sha256": _meta_hash(meta),
         "meta": dict(meta),
     }
-    (aside / _STATE).write_bytes(state)
-    (aside / _META).write_text(json.dumps(header, indent=1))
-    if path.exists():  # until the new one has the name, the old one is found under its second name
-        old = path.with_name(f"{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-    publish_dir(aside, path)
+    with whole(aside):
+        aside.mkdir()
+        (aside / _STATE).write_bytes(state)
+        (aside / _META).write_text(json.dumps(header, indent=1))
+        fsync_tree(aside)
+        if path.exists():  # until the new one has the name, the old one is found under its second name
+            old = path.with_name(f"{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        publish_dir(aside, path)
     if pin:
         pin_checkpoint(store_path, step)
     _prune(store_path, keep)

@@ -1,6 +1,7 @@
 """The connection to `catalog.db`: pragmas, transactions, and errors in plain words."""
 
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -8,15 +9,16 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, NoResultFound
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
-from cld_stream.errors import CorruptError, StoreError
+from cld_stream.errors import CorruptError, StoreBusyError, StoreError, StoreFullError
 from cld_stream.storage.schema import metadata, state
 
 __all__ = ["Database"]
 
 _BUSY_S = 30.0
+_FULL_BYTES = 1 << 20  # where less is left, SQLite's "disk I/O error" means that
 _PAGE = 512  # a commit of two frames touches many pages, and writes each of them whole
 _WAL_PAGES = 64 * 1024 * 1024 // _PAGE
 
@@ -53,17 +55,26 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A consistent view of the catalog; keep it short."""
+        """A consistent view of the catalog; keep it short. Rows are made into records inside: damage shows there."""
         with _plain_errors(self.path), self._engine.connect() as tx, tx.begin():
-            yield tx
+            try:
+                yield tx
+            except (ValueError, TypeError, KeyError, OverflowError) as error:
+                raise _damaged(self.path, f"a row makes no sense: {error}") from error
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
+    def writing(self, wait_s: float | None = None) -> Iterator[Connection]:
         """A transaction: all of it happens, or nothing. Keep it short, others wait for it.
 
+        Args:
+            wait_s: how long to wait for others; None = the usual time.
+
         Raises:
-            StoreError: the store cannot be written, the disk is full, or others held it too long.
+            StoreError: the store cannot be written.
+            StoreFullError: the disk is full.
+            StoreBusyError: others held it too long.
         """
+        busy_ms = round(1000 * (_BUSY_S if wait_s is None else wait_s))
         if not self.writable:
             raise StoreError(
                 f"{self.path.parent}: this store is read-only here. "
@@ -71,7 +82,7 @@ class Database:
             )
         with (
             _plain_errors(self.path),
-            self._engine.connect().execution_options(write=True) as tx,
+            self._engine.connect().execution_options(write=True, busy_ms=busy_ms) as tx,
             tx.begin(),
         ):
             yield tx
@@ -117,18 +128,36 @@ class Database:
             yield conn
 
 
+class _Raw(sqlite3.Connection):
+    for_now = False  # opened read-only because the disk is full; the next use tries again
+
+
 def _engine(path: Path, writable: bool) -> Engine:
-    def connect() -> sqlite3.Connection:
-        # Where nothing can be written and there is no log, SQLite could not make the files it wants.
-        has_log = path.with_name(path.name + "-wal").exists()
-        mode = "mode=rw" if writable else "mode=ro" if has_log else "immutable=1"
+    def opened(mode: str) -> sqlite3.Connection:
         return sqlite3.connect(
             f"{path.absolute().as_uri()}?{mode}",
             uri=True,
             timeout=_BUSY_S,
             check_same_thread=False,
             isolation_level=None,
+            factory=_Raw,
         )
+
+    def connect() -> sqlite3.Connection:
+        # Where nothing can be written and there is no log, SQLite could not make the files it wants.
+        log = path.with_name(path.name + "-wal")
+        if not writable:
+            return opened("mode=ro" if log.exists() else "immutable=1")
+        raw = opened("mode=rw")
+        try:
+            raw.execute("PRAGMA schema_version")
+        except sqlite3.OperationalError:
+            raw.close()
+            if (log.exists() and log.stat().st_size) or not _is_full(path.parent):
+                raise
+            raw = opened("immutable=1")
+            raw.for_now = True  # type: ignore[attr-defined]
+        return raw
 
     engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool if writable else NullPool)
 
@@ -138,9 +167,16 @@ def _engine(path: Path, writable: bool) -> Engine:
         raw.execute("PRAGMA secure_delete = OFF")
         raw.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
 
+    @event.listens_for(engine, "checkin")
+    def _not_again(raw: _Raw | None, record: ConnectionPoolEntry) -> None:
+        if raw is not None and raw.for_now:
+            record.invalidate()
+
     @event.listens_for(engine, "begin")
     def _begin(tx: Connection) -> None:
         options = tx.get_execution_options()
+        if "busy_ms" in options:
+            tx.exec_driver_sql(f"PRAGMA busy_timeout = {options['busy_ms']}")
         if not options.get("autocommit"):
             tx.exec_driver_sql("BEGIN IMMEDIATE" if options.get("write") else "BEGIN")
 
@@ -151,19 +187,52 @@ def _engine(path: Path, writable: bool) -> Engine:
 def _plain_errors(path: Path) -> Iterator[None]:
     try:
         yield
+    except NoResultFound:
+        raise _damaged(path, "a row is missing") from None
     except (DatabaseError, sqlite3.DatabaseError) as e:
-        reason = str(e.orig if isinstance(e, DatabaseError) else e)
-        if "malformed" in reason or "not a database" in reason or "no such table" in reason:
-            raise CorruptError(
-                f"{path}: the catalog is damaged ({reason}). "
-                "Rebuild it from the shards: cld-stream doctor --rebuild-catalog"
-            ) from None
-        if "full" in reason:
-            raise StoreError(f"{path}: the disk is full. Free some space and run again.") from None
-        if "locked" in reason or "busy" in reason:
-            raise StoreError(f"{path}: another process has kept the catalog for {_BUSY_S:.0f} s. Try again.") from None
-        if "unable to open" in reason or "readonly" in reason or "disk I/O" in reason:
-            raise StoreError(
-                f"{path}: cannot use the catalog ({reason}). Check the disk, its free space and its permissions."
-            ) from None
-        raise
+        plain = _plain(path, str(e.orig if isinstance(e, DatabaseError) else e))
+        if plain is None:
+            raise
+        raise plain from None
+
+
+def _plain(path: Path, reason: str) -> StoreError | None:
+    """What SQLite says, in words that tell what to do; None for what only a bug of ours can cause."""
+    if any(sign in reason for sign in _DAMAGE):
+        return _damaged(path, reason)
+    cannot = any(sign in reason for sign in ("unable to open", "readonly", "disk I/O"))
+    if "full" in reason or (cannot and _is_full(path.parent)):
+        return StoreFullError(f"{path}: the disk is full; what was committed is safe. Free some space and run again.")
+    if "locked" in reason or "busy" in reason:
+        return StoreBusyError(
+            f"{path}: another process has kept the catalog for {_BUSY_S:.0f} s. "
+            "`cld-stream status` names those at work; one that hangs must be killed. Then try again."
+        )
+    if cannot:
+        return StoreError(
+            f"{path}: cannot use the catalog ({reason}). Check the disk, its free space and its permissions."
+        )
+    return None
+
+
+_DAMAGE = (
+    "malformed",
+    "not a database",
+    "no such table",
+    "no such column",
+    "unsupported file format",
+    "decode to UTF-8",
+)
+
+
+def _damaged(path: Path, why: str) -> CorruptError:
+    return CorruptError(
+        f"{path}: the catalog is damaged ({why}). Rebuild it from the shards: cld-stream doctor --rebuild-catalog"
+    )
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _FULL_BYTES
+    except OSError:
+        return False

@@ -1,13 +1,18 @@
 """Writes that a power cut cannot tear: a sibling temporary file, fsync, rename, fsync of the directory."""
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cld_stream.errors import StoreFullError
+
 __all__ = [
+    "FULL",
     "atomic_write",
     "atomic_write_bytes",
     "atomic_write_json",
@@ -17,12 +22,35 @@ __all__ = [
     "publish_dir",
     "remove_dir",
     "temporary",
+    "whole",
 ]
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a write for which there is no room."""
 
 
 def temporary(path: Path) -> Path:
     """Where `path` is written before it gets its name. Always the same, so that a retry overwrites it."""
     return path.with_name(f".{path.name}.tmp")
+
+
+@contextmanager
+def whole(aside: Path) -> Iterator[None]:
+    """Write a file or directory aside, or nothing of it: where that fails, what it took of the disk is given back.
+
+    Raises:
+        StoreFullError: there is no room for it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise StoreFullError(
+                f"{aside.parent}: the disk is full; nothing that was there is harmed. Free some space and run again."
+            ) from None
+        raise
 
 
 def fsync_dir(path: Path) -> None:
@@ -37,12 +65,13 @@ def fsync_dir(path: Path) -> None:
 def atomic_write(path: Path, parts: Iterable[bytes]) -> None:
     """Write a file so that every reader, also after a crash, sees the old content or all of the new."""
     aside = temporary(path)
-    with aside.open("wb") as f:
-        for part in parts:
-            f.write(part)
-        f.flush()
-        os.fsync(f.fileno())
-    aside.replace(path)
+    with whole(aside):
+        with aside.open("wb") as f:
+            for part in parts:
+                f.write(part)
+            f.flush()
+            os.fsync(f.fileno())
+        aside.replace(path)
     fsync_dir(path.parent)
 
 
@@ -61,7 +90,8 @@ def make_dir(path: Path) -> None:
     if path.is_dir():
         return
     make_dir(path.parent)
-    path.mkdir(exist_ok=True)
+    with whole(temporary(path)):
+        path.mkdir(exist_ok=True)
     fsync_dir(path.parent)
 
 
@@ -88,7 +118,7 @@ def remove_dir(path: Path) -> None:
     """Remove a directory in one step for readers: first its name, then its content."""
     aside = temporary(path)
     shutil.rmtree(aside, ignore_errors=True)
-    if path.exists():
+    with suppress(FileNotFoundError):  # someone else was faster
         path.rename(aside)
         fsync_dir(path.parent)
         shutil.rmtree(aside)

@@ -10,7 +10,7 @@ from cld_stream.storage.catalog import Catalog
 from cld_stream.storage.durable import remove_dir
 from cld_stream.storage.header import Header
 from cld_stream.storage.shards import ArrayState, empty_elements, write_array_state
-from cld_stream.storage.sidecars import read_sidecar, sidecar_path, without_sources, write_sidecar
+from cld_stream.storage.sidecars import mended_sidecar, sidecar_path, without_sources, write_sidecar
 
 __all__ = ["complete_forgetting"]
 
@@ -36,7 +36,7 @@ def complete_forgetting(path: Path, header: Header, catalog: Catalog) -> int:
         now = tx.execute(select(schema.state)).mappings().one()
     empty_elements(path / "frames", header.shard_frames, ids[ids < now["sealed"]])
     for shard in range(now["sealed"] // header.shard_frames):
-        sidecar = read_sidecar(sidecar_path(path, shard))
+        sidecar = mended_sidecar(sidecar_path(path, shard), catalog, header, shard)
         if any(s.id in gone or s.same_as in gone for s in sidecar.sources):
             write_sidecar(sidecar_path(path, shard), without_sources(sidecar, gone))
     generation = int(now["generation"]) + 1

@@ -46,14 +46,24 @@ class FrameReader:
         header: its header.
         catalog: its catalog.
         threads: decoding threads; None = one a usable core.
+        on_damage: told of a damaged frame, once a shard, in any thread; such frames then count as gone. Without it they
+            are an error.
     """
 
-    def __init__(self, path: Path, header: Header, catalog: Catalog, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: Header,
+        catalog: Catalog,
+        threads: int | None = None,
+        on_damage: Callable[[CorruptError], None] | None = None,
+    ) -> None:
         self._root = path / "frames"
         self._header = header
         self._catalog = catalog
         self._threads = threads or len(os.sched_getaffinity(0))
         self._pool: ThreadPoolExecutor | None = None
+        self._on_damage, self._told = on_damage, set[int]()
         self._lock = threading.Lock()
         self._stamp: tuple[int, ...] = ()
         self._shards = _Shards(self._root, ArrayState(0, -1))
@@ -83,7 +93,7 @@ class FrameReader:
         """
         wanted = np.asarray(ids, np.int64).ravel().tolist()
         get = self._getter(wanted)
-        return [get(id_) for id_ in wanted]
+        return [self._bytes_of(id_, get) for id_ in wanted]
 
     def read(self, ids: ArrayLike, out: NDArray[np.uint8] | None = None) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Decode frames.
@@ -110,12 +120,10 @@ class FrameReader:
 
         def decode(start: int, stop: int) -> None:
             for at in range(start, stop):
-                jpeg = get(wanted[at])
-                if jpeg:
-                    self._decode(wanted[at], jpeg, pixels[at])
-                else:
+                jpeg = self._bytes_of(wanted[at], get)
+                present[at] = bool(jpeg) and self._decode(wanted[at], jpeg, pixels[at])
+                if not present[at]:
                     pixels[at] = 0
-                    present[at] = False
 
         self._spread(len(wanted), decode)
         return pixels, present
@@ -139,18 +147,36 @@ class FrameReader:
                 raise error
         return None
 
-    def _decode(self, id_: int, jpeg: bytes, out: NDArray[np.uint8]) -> None:
+    def _bytes_of(self, id_: int, get: Callable[[int], bytes]) -> bytes:
+        try:
+            return get(id_)
+        except CorruptError as error:
+            self._damaged(id_, error)
+            return b""
+
+    def _decode(self, id_: int, jpeg: bytes, out: NDArray[np.uint8]) -> bool:
+        """Whether it is a picture of the right size; then it is in `out`."""
+        why = ""
         try:
             decoded = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=out)
+            if decoded.shape != out.shape:
+                why = f"is {decoded.shape[1]} x {decoded.shape[0]}, not {out.shape[0]} x {out.shape[0]}"
         except ValueError as e:
-            raise CorruptError(
-                f"{self._root.parent}: frame {id_} is no valid JPEG ({e}). Run: cld-stream doctor"
-            ) from None
-        if decoded.shape != out.shape:
-            raise CorruptError(
-                f"{self._root.parent}: frame {id_} is {decoded.shape[1]} x {decoded.shape[0]}, "
-                f"not {out.shape[0]} x {out.shape[0]}. Run: cld-stream doctor"
-            )
+            why = f"is no valid JPEG ({e})"
+        if why:
+            self._damaged(id_, CorruptError(f"{self._root.parent}: frame {id_} {why}. Run: cld-stream doctor"))
+        return not why
+
+    def _damaged(self, id_: int, error: CorruptError) -> None:
+        """Raise it or, where damage is to be passed over, tell of it once a shard."""
+        if self._on_damage is None:
+            raise error
+        shard = id_ // self._header.shard_frames
+        with self._lock:
+            told = shard in self._told
+            self._told.add(shard)
+        if not told:
+            self._on_damage(error)
 
     def _getter(self, ids: list[int]) -> Callable[[int], bytes]:
         """A function that gives the bytes of any of these frames, in any thread."""
@@ -175,6 +201,15 @@ class FrameReader:
 
         return get
 
+    def _array_state(self) -> ArrayState:
+        """As `frames/zarr.json` says or, where that is damaged, the catalog; the next writer mends it."""
+        try:
+            return read_array_state(self._root)
+        except CorruptError as error:
+            if self._on_damage is not None:
+                self._on_damage(error)
+            return self._catalog.array_state()
+
     def _tail(self, ids: list[int]) -> dict[int, bytes]:
         return self._catalog.tail(ids) if ids else {}
 
@@ -187,7 +222,7 @@ class FrameReader:
         stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         with self._lock:
             if stamp != self._stamp:
-                now = read_array_state(self._root)
+                now = self._array_state()
                 if now.generation != self._shards.now.generation:
                     self._shards = _Shards(self._root, now)
                 else:

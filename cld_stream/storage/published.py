@@ -17,6 +17,7 @@ from cld_stream.storage.schema import Run, Segment, SnapshotRow
 __all__ = ["Published"]
 
 _RUNS_KEPT = 100  # of a kind
+_SIGN_S = 0.1  # a sign of life waits for others only this long: it holds nobody up
 
 
 class Published(Database):
@@ -34,7 +35,7 @@ class Published(Database):
         order = (schema.snapshots.c.created_utc, schema.snapshots.c.step, schema.snapshots.c.id)
         with self.reading() as tx:
             rows = tx.execute(select(schema.snapshots).order_by(*order)).mappings().all()
-        return [SnapshotRow(**{**row, "info": json.loads(row["info"])}) for row in rows]
+            return [SnapshotRow(**{**row, "info": json.loads(row["info"])}) for row in rows]
 
     def snapshot(self, id: str) -> SnapshotRow:  # noqa: A002
         """One snapshot.
@@ -97,7 +98,7 @@ class Published(Database):
         values |= {"argv": json.dumps(list(argv)), "started_utc": now, "heartbeat_utc": now}
         row = schema.runs.c
         mine = select(row.id).where(row.kind == kind).order_by(row.id.desc())
-        with self.writing() as tx:
+        with self.writing(_SIGN_S) as tx:
             tx.execute(
                 update(schema.runs)
                 .where(row.kind == kind, row.ended_utc.is_(None))
@@ -112,7 +113,7 @@ class Published(Database):
         values: dict[str, Any] = {"heartbeat_utc": time.time()}
         if info is not None:
             values["info"] = json.dumps(dict(info))
-        with self.writing() as tx:
+        with self.writing(_SIGN_S) as tx:
             tx.execute(update(schema.runs).where(schema.runs.c.id == run).values(values))
 
     def end_run(self, run: int, outcome: str) -> None:
@@ -128,7 +129,7 @@ class Published(Database):
             query = query.where(schema.runs.c.kind == kind)
         with self.reading() as tx:
             rows = tx.execute(query).mappings().all()
-        return [Run(**{**r, "argv": json.loads(r["argv"]), "info": json.loads(r["info"])}) for r in rows]
+            return [Run(**{**r, "argv": json.loads(r["argv"]), "info": json.loads(r["info"])}) for r in rows]
 
     def _change_snapshot(self, id: str, **values: Any) -> None:  # noqa: A002
         self.snapshot(id)

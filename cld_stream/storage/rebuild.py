@@ -1,4 +1,4 @@
-"""When something is wrong: check every byte of a store, and make its catalog anew (`SPEC.md` section 8)."""
+"""Make a catalog anew from shards and sidecars (`SPEC.md` section 8)."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from sqlalchemy import insert
 
 from cld_stream.errors import CorruptError, StoreError
 from cld_stream.storage import schema
 from cld_stream.storage.catalog import Catalog
+from cld_stream.storage.check import Finding
 from cld_stream.storage.durable import fsync_dir, temporary
 from cld_stream.storage.header import Header, read_header
 from cld_stream.storage.lock import FileLock
@@ -21,7 +21,6 @@ from cld_stream.storage.shards import (
     ArrayState,
     LocalShards,
     read_array_state,
-    read_element,
     read_index,
     write_array_state,
 )
@@ -29,18 +28,7 @@ from cld_stream.storage.sidecars import Sidecar, read_sidecar, sidecar_path
 from cld_stream.storage.snapshots import drop_features, named_ids, snapshot_rows
 from cld_stream.storage.store import Store
 
-__all__ = ["Finding", "RebuildReport", "check", "rebuild_catalog"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that is not as it should be."""
-
-    where: str
-    problem: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.problem}"
+__all__ = ["RebuildReport", "rebuild_catalog"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,33 +54,6 @@ class RebuildReport:
             f"{self.snapshots} snapshots; {self.partial} sources are now PARTIAL"
         )
         return "; ".join([text, *map(str, self.problems)])
-
-
-def check(store: Store) -> list[Finding]:
-    """Verify every checksum, and that catalog, shards and sidecars agree. Reads everything once.
-
-    Returns:
-        What is wrong; empty when nothing is.
-    """
-    found = [Finding("catalog.db", problem) for problem in store.catalog.problems()]
-    totals = store.catalog.totals()
-    size = store.header.shard_frames
-    try:
-        array = read_array_state(store.path / "frames")
-        if array.sealed < totals.sealed:
-            text = f"{array.sealed} frames in its shape, {totals.sealed} in the catalog"
-            found.append(Finding("frames/zarr.json", text))
-    except CorruptError as e:
-        found.append(Finding("frames/zarr.json", str(e)))
-    for shard in range(totals.sealed // size):
-        found += _check_shard(store, shard)
-    live = store.catalog.live_ids(totals.sealed)
-    for part in np.array_split(live, max(1, len(live) // 1024)):
-        tail = store.catalog.tail(part.tolist())
-        lost = [id_ for id_ in part.tolist() if not _is_picture(tail.get(id_, b""), store.header)]
-        if lost and store.catalog.totals().sealed == totals.sealed:
-            found.append(Finding("catalog.db", f"tail frames without a picture: {_some(lost)}"))
-    return found
 
 
 def rebuild_catalog(path: Path) -> RebuildReport:
@@ -128,39 +89,6 @@ def _drop_unknown(path: Path, problems: list[Finding]) -> None:
             drop_features(store, np.setdiff1d(named_ids(path), store.catalog.live_ids()))
     except CorruptError as e:
         problems.append(Finding("snapshots", str(e)))
-
-
-def _check_shard(store: Store, shard: int) -> Iterator[Finding]:
-    size, where = store.header.shard_frames, f"frames/c/{shard}"
-    live = store.catalog.rows(start=shard * size, stop=(shard + 1) * size)
-    files = LocalShards(store.path / "frames")
-    try:
-        index = read_index(files, shard, size)
-        for id_ in live.ids.tolist():
-            if not _is_picture(read_element(files, shard, index, id_ % size), store.header):
-                yield Finding(where, f"frame {id_} is no {store.header.size}-pixel picture")
-    except CorruptError as e:
-        yield Finding(where, str(e))
-    try:
-        kept = read_sidecar(sidecar_path(store.path, shard)).frames
-        if not all(
-            np.array_equal(getattr(kept, name), getattr(live, name), equal_nan=True) for name in Frames.__slots__
-        ):
-            yield Finding(f"sidecars/{shard}.npz", "its rows differ from the catalog's")
-    except CorruptError as e:
-        yield Finding(f"sidecars/{shard}.npz", str(e))
-
-
-def _is_picture(jpeg: bytes, header: Header) -> bool:
-    try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
-    except ValueError:
-        return False
-    return bool((height, width) == (header.size, header.size))
-
-
-def _some(ids: list[int]) -> str:
-    return ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 
 def _refuse_if_healthy(file: Path) -> None:

@@ -14,7 +14,7 @@ from cld_stream.storage.header import Header
 from cld_stream.storage.shards import ArrayState, empty_elements, write_array_state
 from cld_stream.storage.sidecars import (
     catalog_sidecar,
-    read_sidecar,
+    mended_sidecar,
     sidecar_path,
     without_frames,
     write_sidecar,
@@ -54,7 +54,7 @@ def complete_dropping(path: Path, header: Header, catalog: Catalog) -> int:
     empty_elements(path / "frames", size, ids[ids < now["sealed"]])
     for shard in np.unique(ids[ids < now["sealed"]] // size).tolist():
         file = sidecar_path(path, shard)
-        write_sidecar(file, without_frames(read_sidecar(file), ids))
+        write_sidecar(file, without_frames(mended_sidecar(file, catalog, header, shard), ids))
     generation = int(now["generation"]) + 1
     write_array_state(path / "frames", ArrayState(now["sealed"], generation), size)
     left = select(func.count()).where(frame.source == source.id).scalar_subquery()

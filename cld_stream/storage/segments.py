@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cld_stream.errors import CorruptError
-from cld_stream.storage.durable import publish_dir, temporary
+from cld_stream.storage.durable import publish_dir, temporary, whole
 from cld_stream.storage.vectors import VectorArray
 
 __all__ = [
@@ -130,11 +130,12 @@ def write_segment(
     """A whole segment: written aside, fsynced, renamed."""
     aside = temporary(path)
     shutil.rmtree(aside, ignore_errors=True)
-    segment = FeatureSegment.create(aside, ids, {s: f.shape[1] for s, f in features.items()})
-    for space, values in features.items():
-        VectorArray.write(aside / space, values.astype(np.float16))
-    segment.write_labels(labels)
-    publish_dir(aside, path)
+    with whole(aside):
+        segment = FeatureSegment.create(aside, ids, {s: f.shape[1] for s, f in features.items()})
+        for space, values in features.items():
+            VectorArray.write(aside / space, values.astype(np.float16))
+        segment.write_labels(labels)
+        publish_dir(aside, path)
     return FeatureSegment(path)
 
 

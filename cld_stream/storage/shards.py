@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -142,12 +143,22 @@ def shard_parts(jpegs: Iterable[bytes], shard_frames: int) -> Iterator[bytes]:
         jpegs: exactly `shard_frames` elements; `b""` for an empty one.
         shard_frames: n.
     """
+    return _joined(map(_chunk, jpegs), shard_frames)
+
+
+def _chunk(jpeg: bytes) -> bytes:
+    if not jpeg:
+        return b""
+    body = _HEAD.pack(1, len(jpeg)) + jpeg
+    return body + _CRC.pack(google_crc32c.value(body))
+
+
+def _joined(chunks: Iterable[bytes], shard_frames: int) -> Iterator[bytes]:
+    """Chunks and their index; `b""` for an empty element."""
     index = np.full((shard_frames, 2), _EMPTY, np.uint64)
     offset, count = 0, 0
-    for count, jpeg in enumerate(jpegs, 1):
-        if jpeg:
-            body = _HEAD.pack(1, len(jpeg)) + jpeg
-            chunk = body + _CRC.pack(google_crc32c.value(body))
+    for count, chunk in enumerate(chunks, 1):
+        if chunk:
             index[count - 1] = offset, len(chunk)
             offset += len(chunk)
             yield chunk
@@ -200,17 +211,29 @@ def elements(files: ShardStorage, shard: int, shard_frames: int) -> Iterator[byt
 
 
 def empty_elements(root: Path, shard_frames: int, ids: NDArray[np.int64]) -> None:
-    """Rewrite the shards of the given sealed frames without them. They are not read, so they may be damaged."""
+    """Rewrite the shards of the given sealed frames without them.
+
+    Damage is no obstacle: what goes is not read, what stays is copied as it is, and of a shard whose index is damaged
+    nothing can be read, so nothing stays.
+    """
     files = LocalShards(root)
     for shard in np.unique(ids // shard_frames).tolist():
         drop = set((ids[ids // shard_frames == shard] % shard_frames).tolist())
-        files.put(shard_key(shard), shard_parts(_kept(files, shard, shard_frames, drop), shard_frames))
+        files.put(shard_key(shard), _joined(_kept(files, shard, shard_frames, drop), shard_frames))
 
 
 def _kept(files: LocalShards, shard: int, shard_frames: int, drop: set[int]) -> Iterator[bytes]:
-    index = read_index(files, shard, shard_frames)
-    for at in range(shard_frames):
-        yield b"" if at in drop else read_element(files, shard, index, at)
+    """The chunks that stay, with the damage that they have."""
+    try:
+        index = read_index(files, shard, shard_frames)
+    except CorruptError:
+        index = np.full((shard_frames, 2), _EMPTY, np.uint64)
+    for at, (offset, length) in enumerate(index.tolist()):
+        chunk = b""
+        if at not in drop and offset != _EMPTY:
+            with suppress(CorruptError):  # it lies beyond the end of a file that was cut off
+                chunk = files.get_range(shard_key(shard), offset, length)
+        yield chunk
 
 
 def write_array_state(root: Path, now: ArrayState, shard_frames: int) -> None:

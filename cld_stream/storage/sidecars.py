@@ -22,6 +22,7 @@ from cld_stream.storage.schema import Frames, Outcome, SourceRow
 __all__ = [
     "Sidecar",
     "catalog_sidecar",
+    "mended_sidecar",
     "read_sidecar",
     "sidecar_path",
     "without_frames",
@@ -132,6 +133,14 @@ def catalog_sidecar(catalog: Catalog, header: Header, shard: int) -> Sidecar:
         sources = tuple(source_row(s) for s in known.mappings())
         now = tx.execute(select(schema.state)).mappings().one()
     return Sidecar(header.uuid, shard, now["next_id"], now["next_source"], sources, columns(rows))
+
+
+def mended_sidecar(path: Path, catalog: Catalog, header: Header, shard: int) -> Sidecar:
+    """The sidecar of a shard or, where it is damaged, what the catalog says would stand in it."""
+    try:
+        return read_sidecar(path)
+    except CorruptError:
+        return catalog_sidecar(catalog, header, shard)
 
 
 def without_frames(sidecar: Sidecar, ids: NDArray[np.int64]) -> Sidecar:

@@ -20,6 +20,7 @@ from cld_stream.storage.durable import (
     publish_dir,
     remove_dir,
     temporary,
+    whole,
 )
 from cld_stream.storage.schema import SnapshotRow
 from cld_stream.storage.segments import (
@@ -138,6 +139,8 @@ class Snapshot:
         """Columns over all segments, of one and the same list of them."""
         while True:
             segments = self.segments
+            if not segments:
+                raise _damaged(self.path, "its features are gone")
             try:
                 parts = [read(segment) for segment in segments]
                 columns = zip(*parts, strict=True)
@@ -153,6 +156,8 @@ class Snapshot:
             data = (self.path / name).read_bytes()
         except FileNotFoundError:
             raise _damaged(self.path, f"{name} is missing") from None
+        except OSError as e:
+            raise _damaged(self.path, f"{name} cannot be read ({e.strerror})") from None
         if hashlib.sha256(data).hexdigest() != self.manifest["files"][name]["sha256"]:
             raise _damaged(self.path, f"{name} has a wrong checksum")
         return load(data)
@@ -186,7 +191,11 @@ class SnapshotBuilder:
         self.path = snapshots_folder(store_path) / id
         self._aside = temporary(self.path)
         if not (self._aside / _MANIFEST).exists():
-            self._begin(id, manifest, weights, ids, stop, spaces)
+            make_dir(self.path.parent)
+            for left in self.path.parent.glob(".*.tmp"):
+                shutil.rmtree(left, ignore_errors=True)
+            with whole(self._aside):
+                self._begin(id, manifest, weights, ids, stop, spaces)
         self._manifest = _manifest(self._aside)
         self._segment = FeatureSegment(self._aside / "segments" / str(self._manifest["segment"]))
 
@@ -202,9 +211,6 @@ class SnapshotBuilder:
         """Everything but features and groups; the manifest last."""
         from safetensors.numpy import save
 
-        make_dir(self.path.parent)
-        for left in self.path.parent.glob(".*.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
         make_dir(self._aside / "segments")
         data = save({name: np.array(value, order="C") for name, value in weights.items()})
         atomic_write_bytes(self._aside / _WEIGHTS, data)
@@ -222,7 +228,7 @@ class SnapshotBuilder:
         for path in _directories(store_path, unfinished=True):
             try:
                 manifest = _manifest(path)
-            except StoreNotFoundError:
+            except (StoreNotFoundError, CorruptError):
                 continue
             if path.name.startswith(".") and manifest["encoder"]["sha256"] == encoder:
                 return str(manifest["id"])
@@ -249,6 +255,14 @@ class SnapshotBuilder:
     def features(self, space: str) -> NDArray[np.float16]:
         """What was written so far, of a complete build."""
         return self._segment.features(space)
+
+    def leave_out(self, ids: NDArray[np.int64]) -> None:
+        """Frames that have no features, because their pictures could not be read."""
+        self._segment.drop(ids)
+
+    def abandon(self) -> None:
+        """Give the disk back what was written so far."""
+        shutil.rmtree(self._aside, ignore_errors=True)
 
     def finish(self, centroids: NDArray[np.float32], labels: NDArray[np.int32]) -> Snapshot:
         """Add the groups and give the snapshot its name. The catalog's row is the caller's."""
@@ -303,21 +317,32 @@ def remove_snapshot(store_path: Path, id: str) -> None:  # noqa: A002
     remove_dir(snapshots_folder(store_path) / id)
 
 
-def drop_features(store: Store, ids: NDArray[np.int64]) -> int:
+def drop_features(store: Store, ids: NDArray[np.int64], on_damage: Callable[[CorruptError], None] | None = None) -> int:
     """Remove the features of frames from every snapshot, finished or not, for good.
 
     Call it before and after the frames leave the catalog: before, so that a kill in between leaves none
     behind; after, for what was being embedded meanwhile. It may be repeated.
+
+    Args:
+        on_damage: told of a snapshot that is too damaged for that, which then goes as a whole. Without it such a
+            snapshot stays as it is.
 
     Returns:
         Rows that were removed.
     """
     removed = 0
     for path in _directories(store.path, unfinished=True):
-        for attempt in (path, path.with_name(path.name[1:].removesuffix(".tmp"))):
-            removed += drop_from_segments(attempt / "segments", ids)
-            if attempt.exists():  # else it was finished, and got its name, meanwhile
-                break
+        name = path.name.removeprefix(".").removesuffix(".tmp")
+        try:
+            for attempt in (path, path.with_name(name)):
+                removed += drop_from_segments(attempt / "segments", ids)
+                if attempt.exists():  # else it was finished, and got its name, meanwhile
+                    break
+        except CorruptError as error:
+            if on_damage is not None:
+                store.catalog.drop_snapshot(name)
+                remove_dir(path)
+                on_damage(error)
     return removed
 
 

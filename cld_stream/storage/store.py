@@ -1,6 +1,7 @@
 """A store: its header, its catalog, and the ways in."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -87,9 +88,11 @@ class Store:
         """
         return FileLock(self.path / "trainer.lock", "trainer", command)
 
-    def reader(self, threads: int | None = None) -> FrameReader:
-        """The way to read frames; close it when it is no longer needed."""
-        return FrameReader(self.path, self.header, self.catalog, threads)
+    def reader(
+        self, threads: int | None = None, on_damage: Callable[[CorruptError], None] | None = None
+    ) -> FrameReader:
+        """The way to read frames; close it when it is no longer needed. Arguments as of `FrameReader`."""
+        return FrameReader(self.path, self.header, self.catalog, threads, on_damage)
 
     def close(self) -> None:
         """Close the catalog. Harmless when done twice."""

@@ -130,6 +130,8 @@ class VectorArray:
             data = self._file(number).read_bytes()
         except FileNotFoundError:
             raise _damaged(self.path, f"chunk {number} is missing") from None
+        except OSError as e:
+            raise _damaged(self.path, f"chunk {number} cannot be read ({e.strerror})") from None
         size = self.chunk_rows * self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=int))
         body, end = data[:size], data[size:]
         if len(data) != size + 4 or struct.unpack("<I", end)[0] != google_crc32c.value(body):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from cld_stream.errors import StoreNotFoundError
+from cld_stream.errors import CorruptError, StoreFullError, StoreNotFoundError
 from cld_stream.storage import schema
 from cld_stream.storage.catalog import Catalog
 from cld_stream.storage.forget import complete_forgetting
@@ -21,6 +22,7 @@ from cld_stream.storage.schema import NewFrame, Outcome, SourceKind
 from cld_stream.storage.shards import (
     ArrayState,
     LocalShards,
+    read_array_state,
     shard_key,
     shard_parts,
     write_array_state,
@@ -60,7 +62,9 @@ class Writer:
         self._lock.acquire()
         try:
             self._reload()
-            self._seal_full()
+            self._mend_array_state()
+            with suppress(StoreFullError):  # the next commit tries again
+                self._seal_full()
             complete_forgetting(self._path, self._header, self._catalog)
             complete_dropping(self._path, self._header, self._catalog)
             self._reload()
@@ -172,11 +176,17 @@ class Writer:
     def commit(self) -> int:
         """Make everything pending durable in one transaction, then seal full shards.
 
+        Where that fails, everything is pending still, and the next call tries again.
+
         Returns:
             Frames committed.
+
+        Raises:
+            StoreFullError, StoreBusyError: not now.
         """
         self._committed_at = time.monotonic()
         if not (self._new or self._changed or self._rows):
+            self._seal_full()  # what a full disk has kept from being sealed
             return 0
         with self._catalog.writing() as tx:
             self._write_sources(tx)
@@ -238,6 +248,14 @@ class Writer:
         self._reload()
         return removed
 
+    def _mend_array_state(self) -> None:
+        """Write `frames/zarr.json` anew where it cannot be read: the catalog has all that it says."""
+        try:
+            read_array_state(self._path / "frames")
+        except CorruptError:
+            now = ArrayState(self._sealed, self._generation)
+            write_array_state(self._path / "frames", now, self._header.shard_frames)
+
     def _reload(self) -> None:
         with self._catalog.reading() as tx:
             now = tx.execute(select(schema.state)).mappings().one()
@@ -269,8 +287,7 @@ class Writer:
     def _seal_full(self) -> None:
         """Move the tail's oldest frames into shards while there are enough of them."""
         size = self._header.shard_frames
-        with self._catalog.reading() as tx:
-            committed = int(tx.execute(select(schema.state.c.next_id)).scalar_one())
+        committed = self._next_id - len(self._rows)
         while committed - self._sealed >= size:
             shard = self._sealed // size
             self._shards.put(shard_key(shard), shard_parts(self._tail_of(shard), size))

@@ -52,6 +52,14 @@ def test_any_backbone_gives_unit_features_and_a_gradient_everywhere(
     assert norm == "batch" or batch_norms == 0
 
 
+def test_mish_stands_in_place_of_every_relu_of_the_backbone() -> None:
+    encoder = built(width=0.125, crop=32, activation="mish", norm="group")
+    kinds = [type(layer) for layer in encoder.backbone.modules()]
+    assert nn.ReLU not in kinds
+    assert kinds.count(nn.Mish) == 9
+    assert (encoder.backbone.get_submodule("layer1")(torch.randn(1, 8, 4, 4)) < 0).any()
+
+
 def test_full_width_is_torchvisions_resnet_but_for_the_small_image_stem() -> None:
     for crop in (112, 32):
         ours = dict(built(width=1.0, crop=crop).backbone.named_parameters())

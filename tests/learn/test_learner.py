@@ -75,6 +75,16 @@ def test_a_batch_is_the_fresh_frames_first_and_then_distinct_replays_of_others(s
     assert (learner.buffer.ids[plan.slots[8:]] == plan.ids[8:]).all()
 
 
+def test_no_frame_is_replayed_more_often_than_allowed(settings: Settings) -> None:
+    learner = Learner(replace(settings, buffer=replace(settings.buffer, max_replays=3)))
+    run(learner, 6)
+    while len(learner.plan().ids) > 1:
+        step(learner)
+    assert learner.buffer.replays.max() == 3
+    assert (learner.buffer.replays < 3).sum() <= 1
+    assert 8 <= len(learner.plan(range(100, 108)).ids) <= 9
+
+
 def test_planning_changes_nothing(settings: Settings) -> None:
     learner = Learner(settings)
     run(learner, 6)

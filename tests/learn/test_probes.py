@@ -21,8 +21,10 @@ from cld_stream.learn.probes import (
     feature_std,
     fine_tune,
     group_coherence,
+    group_entropy,
     knn_classify,
     linear_probe,
+    neighbour_agreement,
     nmi,
     purity,
     retrieval,
@@ -198,3 +200,21 @@ def test_fine_tuning_learns_from_a_few_labels_and_leaves_the_encoder_alone() -> 
     assert (logits[0].argmax(1) == labels).float().mean() > 0.9
     assert torch.equal(*logits)
     assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
+
+
+def test_agreement_is_one_for_the_same_space_turned_and_zero_for_unrelated_rows() -> None:
+    torch.manual_seed(0)
+    x_ND = torch.nn.functional.normalize(torch.randn(200, 16), dim=1)
+    turn_DD = torch.linalg.qr(torch.randn(16, 16)).Q
+    assert neighbour_agreement(x_ND, x_ND @ turn_DD, 10) > 0.999
+    other_ND = torch.nn.functional.normalize(torch.randn(200, 24), dim=1)
+    assert abs(neighbour_agreement(x_ND, other_ND, 10)) < 0.03
+    with pytest.raises(ValueError, match="5 rows"):
+        neighbour_agreement(x_ND[:5], other_ND[:5], 10)
+
+
+def test_group_entropy_is_one_for_even_groups_and_falls_when_rows_meet() -> None:
+    even_ND = torch.eye(8).repeat(4, 1)
+    assert group_entropy(even_ND, 8) > 0.999
+    assert group_entropy(torch.ones(32, 8) / 8**0.5, 8) == 0
+    assert group_entropy(even_ND[:1], 8) == 1

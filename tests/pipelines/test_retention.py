@@ -20,8 +20,9 @@ from cld_stream.pipelines.query import query
 from cld_stream.pipelines.restore import restore_learner
 from cld_stream.pipelines.retention import Retention
 from cld_stream.pipelines.train import train
+from cld_stream.storage.check import check
 from cld_stream.storage.checkpoints import buffered_ids
-from cld_stream.storage.rebuild import check, rebuild_catalog
+from cld_stream.storage.rebuild import rebuild_catalog
 from cld_stream.storage.snapshots import named_ids
 from cld_stream.storage.store import Store
 from tests.pipelines.footage import photograph

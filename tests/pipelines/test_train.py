@@ -113,6 +113,19 @@ def test_on_a_growing_store_no_frame_is_fed_twice_or_skipped(tmp_path: Path, set
     assert learner.buffer.order[learner.buffer.ids.argsort()[-108:]].tolist() == list(range(108))
 
 
+def test_where_no_frame_may_be_replayed_again_training_ends_and_no_fresh_frame_is_lost(
+    tmp_path: Path, settings: Settings
+) -> None:
+    grow(tmp_path, 41, settings)
+    settings = replace(settings, buffer=replace(settings.buffer, capacity=400, max_replays=1))
+    report = train(tmp_path, settings, steps=500)
+    assert (report.fed, report.lag) == (41, 0)
+    assert 2 < report.steps < 20
+    learner, _ = restore_learner(tmp_path)
+    assert len(learner.buffer) == 41
+    assert learner.buffer.replays.max() == 1
+
+
 def test_a_long_backlog_is_thinned_and_counted(tmp_path: Path, settings: Settings) -> None:
     grow(tmp_path, 160, settings)
     report = train(tmp_path, replace(settings, train=replace(settings.train, max_lag=40)), until_caught_up=True)

@@ -384,7 +384,7 @@ def test_a_killed_watch_leaves_no_trace(tmp_path: Path, store: Path) -> None:
         child.communicate()
     assert _frames(store) > 0
     with Watching(store, media, fps=10.0) as w:
-        w.until(lambda: _frames(store) == 180)
+        w.until(lambda: _frames(store) == 180 and all(s.outcome for s in ledger(store).values()))
     ingest(tmp_path / "whole", [str(media)], QUICK)
     assert {n: (s.id, s.outcome) for n, s in ledger(store).items()} == {
         n: (s.id, s.outcome) for n, s in ledger(tmp_path / "whole").items()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cld_stream.storage.rebuild import check
+from cld_stream.storage.check import check
 from cld_stream.storage.schema import Frames
 from cld_stream.storage.store import Store
 from tests.storage.kill_child import DROPPED, PLAN, fill

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cld_stream.config import StoreSettings
 from cld_stream.errors import CorruptError
-from cld_stream.storage.rebuild import check
+from cld_stream.storage.check import check
 from cld_stream.storage.schema import NewFrame, Outcome
 from cld_stream.storage.store import Store
 from tests.storage.pictures import jpeg, new_source, picture

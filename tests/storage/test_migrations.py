@@ -13,8 +13,8 @@ import pytest
 from cld_stream.errors import FormatTooNewError, LockHeldError, StoreNotFoundError
 from cld_stream.pipelines.migrate import migrate
 from cld_stream.storage import header, migrations
+from cld_stream.storage.check import check
 from cld_stream.storage.migrations import STEPS, Step, migrate_store, pending_steps
-from cld_stream.storage.rebuild import check
 from cld_stream.storage.store import Store
 from tests.storage.pictures import new_source, picture
 

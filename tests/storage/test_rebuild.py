@@ -9,7 +9,8 @@ import pytest
 
 from cld_stream.config import StoreSettings
 from cld_stream.errors import CorruptError, FormatTooNewError, StoreError
-from cld_stream.storage.rebuild import check, rebuild_catalog
+from cld_stream.storage.check import check
+from cld_stream.storage.rebuild import rebuild_catalog
 from cld_stream.storage.schema import Frames, Outcome
 from cld_stream.storage.sidecars import read_sidecar, write_sidecar
 from cld_stream.storage.store import Store

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cld_stream.config import StoreSettings
-from cld_stream.storage.rebuild import check, rebuild_catalog
+from cld_stream.storage.check import check
+from cld_stream.storage.rebuild import rebuild_catalog
 from cld_stream.storage.retention import forget_unnamed
 from cld_stream.storage.schema import Outcome
 from cld_stream.storage.store import Store

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from cld_stream.config import Settings
 from cld_stream.learn.bank import MemoryBank
 from cld_stream.learn.encoder import Encoder
+from cld_stream.learn.near import Near
 
 __all__ = ["Batch", "Branch"]
 
@@ -25,6 +26,8 @@ class Batch:
         f1_ND, f2_ND: unit instance features of the encoder, with gradient.
         bank: prototypes v_i, newborn rows included.
         generator: randomness of this step.
+        clock: the learner's step.
+        near: which frames are near-repeats, and so no negatives of each other; None = none are.
     """
 
     ids_N: Tensor
@@ -35,6 +38,8 @@ class Batch:
     f2_ND: Tensor
     bank: MemoryBank
     generator: torch.Generator
+    clock: int = 0
+    near: Near | None = None
 
 
 class Branch(nn.Module):

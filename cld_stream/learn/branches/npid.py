@@ -1,5 +1,7 @@
 """NPID: each frame against the memory bank (Wu et al. 2018)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ class NPID(Branch):
     def __init__(self, settings: Settings, encoder: Encoder) -> None:
         super().__init__(settings, encoder)
         self._temperature, self._negatives = settings.loss.temperature_instance, settings.loss.negatives
+        self._half_life = settings.loss.row_half_life
         if self._negatives:
             self.register_buffer("log_z", torch.tensor(torch.nan))
 
@@ -32,7 +35,21 @@ class NPID(Branch):
             return self._sampled(batch)
         f_VD, other_VD = torch.cat([b.f1_ND, b.f2_ND]), torch.cat([b.f2_ND, b.f1_ND])
         slots_V, newborn_V = b.slots_N.repeat(2), b.newborn_N.repeat(2)
-        return npid_loss(f_VD, b.bank.rows_MD, slots_V, t, live_M=b.bank.live_M, other_ND=other_VD, newborn_N=newborn_V)
+        weight_M, near_2P = self._ageing(b), None
+        if b.near is not None:
+            first_2P = b.near.in_buffer()
+            near_2P = torch.cat([first_2P, first_2P + first_2P.new_tensor([[len(b.slots_N)], [0]])], 1)  # of both views
+        return npid_loss(
+            f_VD, b.bank.rows_MD, slots_V, t, live_M=b.bank.live_M, other_ND=other_VD, newborn_N=newborn_V,
+            weight_M=weight_M, near_2P=near_2P,
+        )  # fmt: skip
+
+    def _ageing(self, batch: Batch) -> Tensor | None:
+        """Logarithm of the weight of every row: old features say little of what the frame looks like now."""
+        if not self._half_life:
+            return None
+        age_M = batch.clock - batch.bank.step_M
+        return age_M.float() * (-math.log(2) / self._half_life)
 
     def _sampled(self, batch: Batch) -> Tensor:
         """As in the public implementations, Z is estimated from the first batch and then stays.
@@ -43,14 +60,21 @@ class NPID(Branch):
         b, t = batch, self._temperature
         live_L = b.bank.live_M.nonzero()[:, 0]
         u_m = torch.rand(self._negatives, generator=b.generator, device=b.generator.device).to(live_L.device)
-        rows_mD = b.bank.rows_MD[live_L[(u_m * len(live_L)).long()]] if len(live_L) else b.bank.rows_MD[:0]
+        drawn_m = live_L[(u_m * len(live_L)).long()] if len(live_L) else live_L
+        rows_mD, weight_Nm, weight_M = b.bank.rows_MD[drawn_m], None, self._ageing(b)
+        if weight_M is not None or b.near is not None:
+            weight_Nm = torch.ones(len(b.slots_N), len(drawn_m), device=drawn_m.device)
+            if weight_M is not None:
+                weight_Nm *= weight_M[drawn_m].exp()
+            if b.near is not None:
+                weight_Nm *= ~b.near.to(b.near.place_M[drawn_m], b.near.time_M[drawn_m])
         by_row_N1 = ((b.slots_N >= 0) & ~b.newborn_N)[:, None]
         own_ND = b.bank.rows_MD[b.slots_N.clamp(min=0)]
         positive1_ND = torch.where(by_row_N1, own_ND, b.f2_ND.detach())
         positive2_ND = torch.where(by_row_N1, own_ND, b.f1_ND.detach())
         self._log_z = torch.where(self.log_z.isnan(), nce_normaliser(b.f1_ND, positive1_ND, rows_mD, t), self.log_z)
-        first = nce_loss(b.f1_ND, positive1_ND, rows_mD, t, self._log_z)
-        second = nce_loss(b.f2_ND, positive2_ND, rows_mD, t, self._log_z)
+        first = nce_loss(b.f1_ND, positive1_ND, rows_mD, t, self._log_z, weight_Nm)
+        second = nce_loss(b.f2_ND, positive2_ND, rows_mD, t, self._log_z, weight_Nm)
         return (first + second) / 2
 
     def follow(self, encoder: Encoder) -> None:

@@ -19,4 +19,5 @@ class SimCLR(Branch):
 
     def forward(self, batch: Batch) -> Tensor:
         """Both views, each among all others."""
-        return nt_xent(batch.f1_ND, batch.f2_ND, self._temperature)
+        near_NN = None if batch.near is None else batch.near.to(batch.near.place_N, batch.near.time_N)
+        return nt_xent(batch.f1_ND, batch.f2_ND, self._temperature, near_NN)

@@ -1,0 +1,125 @@
+"""What a track's numbers say about the questions that were asked beforehand."""
+
+from collections.abc import Iterable, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.stream.rows import BASELINES
+from benchmarks.stream.score import MARKS
+
+__all__ = ["best", "findings", "first_reached", "staleness"]
+
+Line = dict[str, Any]
+Groups = dict[tuple[str, str], list[Line]]
+
+IID = ("iid-0", "iid-1")
+PAIRS = (("npid", "npid+cld"), ("moco", "moco+cld"), ("ours-cld0", "ours"), ("iid-0", "iid-1"))
+
+
+def findings(track: str, groups: Groups) -> list[str]:
+    """Ours against baselines and i.i.d.; CLD's gain; accuracy along the stream."""
+    rows = {name: lines for (where, name), lines in groups.items() if where == track}
+    return [*_ahead(rows), *_gains(rows), "", *_along(rows)]
+
+
+def best(rows: dict[str, list[Line]], names: Iterable[str], score: str = "linear") -> str | None:
+    """Of these rows the one with the highest mean; None when none has run."""
+    there = [name for name in names if name in rows]
+    return max(there, key=lambda name: _mean(rows[name], score), default=None)
+
+
+def first_reached(lines: Sequence[Line], accuracy: float) -> float | None:
+    """CBP at which the mean kNN curve first comes up to an accuracy, linear between its points; None = never."""
+    points = [(_mean_at(lines, i, "cbp"), _mean_at(lines, i, "knn")) for i in range(len(lines[0]["points"]))]
+    before = points[0]
+    for point in points:
+        if point[1] >= accuracy:
+            rise = point[1] - before[1]
+            share = (accuracy - before[1]) / rise if rise > 0 else 1.0
+            return before[0] + max(0.0, share) * (point[0] - before[0])
+        before = point
+    return None
+
+
+def staleness(groups: Groups) -> list[str]:
+    """Recall of stored and of re-encoded features, mean over the places of the stream after the first."""
+    table = [
+        "Recall of the query's class among the frames fed so far, f_I; stored = under the encoder that was published "
+        "(ten times a stream)",
+        "when the frame came, query and re-encoded features under the newest. Mean over the stream, percent.",
+        "",
+        "| track | row | R@1 re-encoded | R@1 stored | gap | R@10 re-encoded | R@10 stored | gap |",
+        "| --- " * 8 + "|",
+    ]
+    head = len(table)
+    for (track, name), lines in groups.items():
+        points = [p for line in lines for p in line["points"][1:]]
+        if not points or "recall1_stored" not in points[0]:
+            continue
+        cells = []
+        for k in (1, 10):
+            fresh, stored = (100 * mean(p[f"recall{k}_{kind}"] for p in points) for kind in ("fresh", "stored"))
+            cells += [f"{fresh:.1f}", f"{stored:.1f}", f"{fresh - stored:+.1f}"]
+        table.append(f"| {track} | {name} | {' | '.join(cells)} |")
+    return table if len(table) > head else []
+
+
+def _ahead(rows: dict[str, list[Line]]) -> list[str]:
+    """Ours less the best baseline, in FA and CA, and less i.i.d."""
+    said = []
+    for title, names in (("the best baseline", BASELINES), ("i.i.d. (the better lambda)", IID)):
+        for score, label in (("linear", "FA"), ("ca", "CA")):
+            other = best(rows, names, score)
+            if "ours" in rows and other:
+                gap = _mean(rows["ours"], score) - _mean(rows[other], score)
+                values = [line[score] for line in rows[other]]
+                around = f"; its standard deviation {100 * stdev(values):.1f}" if len(values) > 1 else ""
+                said.append(f"- {label}: ours {100 * gap:+.1f} against {title}, {other}{around}.")
+    upper = best(rows, (*IID, "ours-iid"))
+    for name in ("none-bn", "none-gn", "fifo", "ours"):
+        if upper and name in rows:
+            ratio = _mean(rows[name], "linear") / _mean(rows[upper], "linear")
+            said.append(f"- FA of {name}: {100 * ratio:.1f}% of the decorrelated stream's ({upper}).")
+    return said
+
+
+def _gains(rows: dict[str, list[Line]]) -> list[str]:
+    """CLD's gain, seed by seed."""
+    said = []
+    for plain, with_cld in PAIRS:
+        if plain in rows and with_cld in rows:
+            seeds = {line["seed"]: line for line in rows[plain]}
+            pairs = [(seeds[line["seed"]], line) for line in rows[with_cld] if line["seed"] in seeds]
+            parts = []
+            for score, label in (("linear", "FA"), ("ca", "CA"), ("knn", "kNN h"), ("knn_f", "kNN f_I")):
+                gain = [100 * (b[score] - a[score]) for a, b in pairs]
+                if gain:
+                    parts.append(f"{label} {mean(gain):+.1f}" + (f" ± {stdev(gain):.1f}" if len(gain) > 1 else ""))
+            said.append(f"- CLD, {with_cld} against {plain}: {', '.join(parts)} ({len(pairs)} seeds).")
+    return said
+
+
+def _along(rows: dict[str, list[Line]]) -> list[str]:
+    """Linear accuracy at the marks, and CBP to the best baseline's final kNN."""
+    goal_of = best(rows, BASELINES, "knn")
+    goal = _mean(rows[goal_of], "knn") if goal_of else None
+    marks = [f"{100 * m:.0f}%" for m in MARKS]
+    reach = f"CBP to kNN h of {goal_of}, {100 * goal:.1f}" if goal is not None else "CBP"
+    table = [f"| linear, after | {' | '.join(marks)} | {reach} |", "| --- " * (2 + len(marks)) + "|"]
+    for name, lines in rows.items():
+        if len(lines[0]["points"]) == 1:
+            continue
+        at = [i for i, p in enumerate(lines[0]["points"]) if p["share"] in MARKS]
+        needed = first_reached(lines, goal) if goal is not None else None
+        cells = [f"{100 * _mean_at(lines, i, 'linear'):.1f}" for i in at]
+        cells.append("" if goal is None else "never" if needed is None else f"{needed:,.0f}")
+        table.append(f"| {name} | {' | '.join(cells)} |")
+    return table
+
+
+def _mean(lines: Sequence[Line], score: str) -> float:
+    return float(mean(line[score] for line in lines))
+
+
+def _mean_at(lines: Sequence[Line], point: int, score: str) -> float:
+    return float(mean(line["points"][point][score] for line in lines))

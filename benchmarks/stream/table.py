@@ -1,0 +1,121 @@
+"""Finished cells as a page: a table a track, what the numbers say, the sweep, and curves as pictures beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.offline import ledger
+from benchmarks.stream import curves
+from benchmarks.stream.findings import findings, staleness
+from benchmarks.stream.rows import ROWS
+from benchmarks.stream.tracks import TRACKS
+
+__all__ = ["grouped", "spread", "summary", "sweep", "write"]
+
+Line = dict[str, Any]
+Groups = dict[tuple[str, str], list[Line]]
+
+NOTES = "## Notes"
+
+_HOW = """Single pass from scratch, no labels, no task ids; every row of a track has the same memory and the same CBP
+(2 views x batch x steps). A row is a few settings on the `Learner`, `ReplayBuffer` and `Feed` of the daemon. No
+replay: the memory is the newest batch, and every step that this batch is worth is taken on it. i.i.d.: the same frames
+in random order. Every row is scored as published: averaged weights, batch-norm statistics from its own memory.
+FA: linear probe (penalty 1e-3) after the whole stream, all classes. CA: mean over ten even places of the stream of kNN
+(k 20) on the backbone, all classes, an even subset of the questions before the end (1,000; 2,000 at the marks of the
+second table). kNN: on the backbone (h) and on f_I, at the end.
+Percent, mean ± standard deviation over seeds. Learning rates: the sweep below, one seed, the head of the stream, judged
+on held-out train data; no test label decides anything. CPU seconds and peak memory without and with the data, each
+cell in a process of its own."""
+
+
+def write(out: Path) -> None:
+    """Rewrite FILE.md and the curves beside FILE.jsonl; what stands below "Notes" was written by hand and stays."""
+    lines, page = ledger.read(out), out.with_suffix(".md")
+    final, tuned = grouped(lines, tuning=False), [line for line in lines if line["tuning"]]
+    text = ["# Learning from streams", "", *_stamp(lines), "", *_HOW.splitlines()]
+    for track in _tracks(final):
+        text += ["", f"## Track {track}", "", _size(track, final), "", *summary(track, final)]
+        picture = curves.draw(track, final, out)
+        text += ["", f"![accuracy against frames seen]({picture.name})", "", *findings(track, final)]
+    if stale := staleness(final):
+        text += ["", "## Track D: the cost of stale features", "", *stale]
+    if tuned:
+        text += ["", "## Learning rates", "", *sweep(tuned)]
+    before = page.read_text() if page.exists() else ""
+    notes = before[before.index(NOTES) :].rstrip() if NOTES in before else NOTES
+    page.write_text("\n".join([*text, "", notes, ""]))
+
+
+def grouped(lines: Sequence[Line], *, tuning: bool) -> Groups:
+    """Lines by track and row, rows in the table's order; of a row that ran with several settings the newest ones."""
+    groups: Groups = {}
+    for line in lines:
+        if line["tuning"] == tuning:
+            groups.setdefault((line["track"], line["row"]), []).append(line)
+    place = {name: i for i, name in enumerate(ROWS)}
+    keys = sorted(groups, key=lambda key: (list(TRACKS).index(key[0]), place.get(key[1], len(place)), key[1]))
+    return {
+        key: [line for line in groups[key] if all(line[k] == groups[key][-1][k] for k in ("overrides", "stream"))]
+        for key in keys
+    }
+
+
+def summary(track: str, groups: Groups) -> list[str]:
+    """A row for each learner."""
+    rows = ["| row | | seeds | rate | FA | CA | kNN h | kNN f_I | CBP | CPU s | MB |", "| --- " * 11 + "|"]
+    for (where, name), lines in groups.items():
+        if where == track:
+            what = ROWS[name].what if name in ROWS else ROWS[name.partition("[")[0]].what
+            scores = " | ".join(spread([line[k] for line in lines]) for k in ("linear", "ca", "knn", "knn_f"))
+            rows.append(
+                f"| {name} | {what} | {len(lines)} | {lines[0]['overrides']['optim.lr']:g} | {scores} | "
+                f"{max(line['cbp'] for line in lines):,} | {mean(line['cpu_seconds'] for line in lines):.0f} | "
+                f"{max(line['peak_mb'] for line in lines)} |"
+            )
+    return rows
+
+
+def sweep(lines: Sequence[Line]) -> list[str]:
+    """Linear accuracy on held-out train data: a row for each learner, a column for each rate."""
+    rates = sorted({line["overrides"]["optim.lr"] for line in lines})
+    rows = ["| track | row | " + " | ".join(f"rate {r:g}" for r in rates) + " |", "| --- " * (2 + len(rates)) + "|"]
+    found = {(line["track"], line["row"], line["overrides"]["optim.lr"]): line["linear"] for line in lines}
+    for track, name in dict.fromkeys((line["track"], line["row"]) for line in lines):
+        cells = (f"{100 * found[track, name, r]:.1f}" if (track, name, r) in found else "" for r in rates)
+        rows.append(f"| {track} | {name} | {' | '.join(cells)} |")
+    return rows
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean ± standard deviation in percent."""
+    around = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):{sign}.1f}{around}"
+
+
+def _tracks(groups: Groups) -> list[str]:
+    return list(dict.fromkeys(track for track, _ in groups))
+
+
+def _size(track: str, groups: Groups) -> str:
+    mine = [lines[0] for key, lines in groups.items() if key[0] == track]
+    line = min(mine, key=lambda line: line["overrides"]["optim.fresh"])  # not one without replay
+    o, stream = line["overrides"], line["stream"]
+    return (
+        f"{stream['source']}, {line['points'][-1]['frames']:,} frames of {stream['size']} pixels, views of "
+        f"{o['encoder.crop']}; ResNet-18 of width {o['encoder.width']:g}; memory {o['buffer.capacity']:,} frames; "
+        f"batch {o['optim.batch']}, of which {o['optim.fresh']} new; steps for each such batch: "
+        f"{o['train.updates_per_step']}; bf16."
+    )
+
+
+def _stamp(lines: Sequence[Line]) -> list[str]:
+    machines = sorted({f"{line['machine']}, torch {line['torch']}" for line in lines})
+    dates = sorted({line["date"] for line in lines})
+    hours = sum(line["cpu_seconds"] + line["probe_cpu_seconds"] for line in lines) / 3600
+    return [
+        f"`python -m benchmarks.stream --data FOLDER --work DIR`; {'; '.join(machines)}; "
+        f"{' to '.join(dict.fromkeys(dates[:: max(1, len(dates) - 1)]))}. "
+        f"{len(lines)} cells, {hours:.2f} CPU hours, {sum(line['bad'] for line in lines)} steps that were not finite."
+    ]

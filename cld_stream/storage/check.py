@@ -1,0 +1,109 @@
+"""Whether a store is sound: every byte of it is read once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+
+from cld_stream.errors import CldError, CorruptError
+from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint
+from cld_stream.storage.header import Header
+from cld_stream.storage.schema import Frames
+from cld_stream.storage.shards import LocalShards, read_array_state, read_element, read_index
+from cld_stream.storage.sidecars import read_sidecar, sidecar_path
+from cld_stream.storage.snapshots import SPACES, Snapshot, snapshots_folder
+from cld_stream.storage.store import Store
+
+__all__ = ["Finding", "check"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as it should be."""
+
+    where: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}"
+
+
+def check(store: Store) -> list[Finding]:
+    """Verify every checksum, and that catalog, shards and sidecars agree. Reads everything once.
+
+    Returns:
+        What is wrong; empty when nothing is.
+    """
+    found = [Finding("catalog.db", problem) for problem in store.catalog.problems()]
+    totals = store.catalog.totals()
+    size = store.header.shard_frames
+    try:
+        array = read_array_state(store.path / "frames")
+        if array.sealed < totals.sealed:
+            text = f"{array.sealed} frames in its shape, {totals.sealed} in the catalog"
+            found.append(Finding("frames/zarr.json", text))
+    except CorruptError as e:
+        found.append(Finding("frames/zarr.json", str(e)))
+    for shard in range(totals.sealed // size):
+        found += _check_shard(store, shard)
+    live = store.catalog.live_ids(totals.sealed)
+    for part in np.array_split(live, max(1, len(live) // 1024)):
+        tail = store.catalog.tail(part.tolist())
+        lost = [id_ for id_ in part.tolist() if not _is_picture(tail.get(id_, b""), store.header)]
+        if lost and store.catalog.totals().sealed == totals.sealed:
+            found.append(Finding("catalog.db", f"tail frames without a picture: {_some(lost)}"))
+    return [*found, *_check_checkpoints(store), *_check_snapshots(store)]
+
+
+def _check_shard(store: Store, shard: int) -> Iterator[Finding]:
+    size, where = store.header.shard_frames, f"frames/c/{shard}"
+    live = store.catalog.rows(start=shard * size, stop=(shard + 1) * size)
+    files = LocalShards(store.path / "frames")
+    try:
+        index = read_index(files, shard, size)
+        for id_ in live.ids.tolist():
+            if not _is_picture(read_element(files, shard, index, id_ % size), store.header):
+                yield Finding(where, f"frame {id_} is no {store.header.size}-pixel picture")
+    except CorruptError as e:
+        yield Finding(where, str(e))
+    try:
+        kept = read_sidecar(sidecar_path(store.path, shard)).frames
+        if not all(
+            np.array_equal(getattr(kept, name), getattr(live, name), equal_nan=True) for name in Frames.__slots__
+        ):
+            yield Finding(f"sidecars/{shard}.npz", "its rows differ from the catalog's")
+    except CorruptError as e:
+        yield Finding(f"sidecars/{shard}.npz", str(e))
+
+
+def _is_picture(jpeg: bytes, header: Header) -> bool:
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+    except ValueError:
+        return False
+    return bool((height, width) == (header.size, header.size))
+
+
+def _some(ids: list[int]) -> str:
+    return ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+
+
+def _check_checkpoints(store: Store) -> Iterator[Finding]:
+    for step in list_checkpoints(store.path):
+        try:
+            load_checkpoint(store.path, step)
+        except CldError as e:
+            yield Finding(f"checkpoints/{step:012d}", f"{e} Training goes on from another one.")
+
+
+def _check_snapshots(store: Store) -> Iterator[Finding]:
+    for row in store.catalog.snapshots():
+        try:
+            snapshot = Snapshot(snapshots_folder(store.path) / row.id)
+            snapshot.weights()
+            snapshot.groups()
+            for space in SPACES:
+                snapshot.features(space)
+        except CldError as e:
+            yield Finding(f"snapshots/{row.id}", f"{e} Queries are answered from the one before.")

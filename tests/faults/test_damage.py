@@ -1,0 +1,223 @@
+"""Changed bytes, a catalog that others keep, a clock that jumps back."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cld_stream.config import PublishSettings, load_settings
+from cld_stream.errors import CldError, CorruptError, StoreBusyError
+from cld_stream.pipelines import patience
+from cld_stream.pipelines.doctor import doctor
+from cld_stream.pipelines.forget import forget
+from cld_stream.pipelines.publish import publish
+from cld_stream.pipelines.query import query
+from cld_stream.pipelines.train import train
+from cld_stream.storage import database
+from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint
+from cld_stream.storage.store import Store
+from tests.faults.faulty import ROOT, flip, holding_the_catalog
+from tests.pipelines.footage import photograph
+from tests.pipelines.published import ENCODER, Published, published, weights
+from tests.pipelines.test_train import SMALL, grow
+from tests.pipelines.watching import QUICK, Watching
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Published]:
+    one = published(tmp_path / "store")  # 36 frames in shards of 16: two sealed, four in the tail
+    yield one
+    one.store.close()
+
+
+def broken(path: Path) -> str:
+    return " ".join(c.detail for c in doctor(path).checks if c.state == "broken")
+
+
+@pytest.mark.parametrize(("at", "what"), [(0.1, "frame 1 "), (0.999, "the index")])
+def test_a_damaged_shard_is_named_and_all_else_goes_on(
+    made: Published, caplog: pytest.LogCaptureFixture, at: float, what: str
+) -> None:
+    path, whole = made.store.path, at > 0.9
+    flip(path / "frames" / "c" / "0", at)
+    assert "frames/c/0" in broken(path)
+    with made.store.reader(1) as reader:
+        with pytest.raises(CorruptError):
+            reader.read(range(16))
+        assert reader.read(range(16, 36))[1].all()
+    again = publish(made.store, ENCODER, weights(1), step=8, settings=PublishSettings(groups=4))
+    assert again is not None
+    lost = set(range(36)) - set(again.ids.tolist())
+    assert lost == set(range(16)) if whole else 0 < len(lost) < 3
+    assert len([r for r in caplog.records if "pictures are damaged" in r.message]) == 1
+    hits = query(path, frame=20, k=36, snapshot=again.id).hits
+    assert {hit.frame for hit in hits} == set(range(36)) - lost
+    query(path, frame=min(lost), k=3, snapshot=made.snapshot.id, sheet=path.parent / "sheet.png")
+    report = forget(path, "clip0.mp4")  # and what is damaged can be forgotten
+    assert report.frames == 12
+    with Store.open(path) as store:
+        assert store.catalog.frame_count() == 24
+
+
+def test_training_passes_damaged_frames_over_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = load_settings(overrides=[*SMALL, "store.shard_frames=16"])
+    grow(tmp_path, 60, settings)
+    flip(tmp_path / "frames" / "c" / "1", 0.999)
+    report = train(tmp_path, settings, until_caught_up=True)
+    assert (report.lag, report.steps > 0) == (0, True)
+    assert len([r for r in caplog.records if "damaged frames are passed over" in r.message]) == 1
+
+
+def test_a_damaged_array_header_is_read_around_and_mended(made: Published) -> None:
+    path = made.store.path
+    (path / "frames" / "zarr.json").write_bytes(b"\0" * 300)
+    assert "zarr.json" in broken(path)
+    with Store.open(path) as store, store.reader(1) as reader:
+        assert reader.read(range(36))[1].all()
+        with store.writer():
+            pass
+    assert not broken(path)
+
+
+def test_a_damaged_sidecar_is_named_and_made_anew_when_frames_leave(made: Published) -> None:
+    path = made.store.path
+    flip(path / "sidecars" / "0.npz", 0.3, 8)
+    assert "0.npz" in broken(path)
+    forget(path, "clip0.mp4")
+    assert not broken(path)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "groups.safetensors", "segments/*/instance/c/0/0"])
+def test_a_damaged_snapshot_is_named_and_queries_fall_back(
+    made: Published, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    path = made.store.path
+    second = publish(made.store, ENCODER, weights(1), step=8, settings=PublishSettings(groups=4))
+    assert second is not None
+    flip(next(second.path.glob(name)), 0.0)
+    assert second.id in broken(path)
+    if name == "groups.safetensors":
+        return  # a query does not need it
+    answer = query(path, frame=3, k=5)
+    assert answer.snapshot == made.snapshot.id
+    warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert second.id in warnings[0]
+    assert made.snapshot.id in warnings[0]
+    with pytest.raises(CorruptError):
+        query(path, frame=3, k=5, snapshot=second.id)
+
+
+def test_a_damaged_snapshot_does_not_stop_training_publishing_or_forgetting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = load_settings(overrides=[*SMALL, "train.extend_s=0.05", "guard.enabled=false"])
+    source = grow(tmp_path, 40, settings)
+    first = train(tmp_path, settings, until_caught_up=True).snapshot
+    for file in tmp_path.glob("snapshots/*/segments/*/*/c/0*"):
+        flip(file / "0" if file.is_dir() else file, 0.0)
+    grow(tmp_path, 20, settings)
+    second = train(tmp_path, settings, until_caught_up=True).snapshot
+    assert second != first
+    assert len([r for r in caplog.records if "giving features" in r.message and r.levelname == "ERROR"]) <= 1
+    assert forget(tmp_path, str(source)).frames == 40
+    assert any("too damaged" in r.message for r in caplog.records)
+    with Store.open(tmp_path) as store:
+        assert [row.id for row in store.catalog.snapshots()] == [second]
+
+
+def test_training_goes_on_from_the_last_whole_checkpoint_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = load_settings(overrides=SMALL)
+    grow(tmp_path, 60, settings)
+    train(tmp_path, settings, steps=3)
+    train(tmp_path, settings, steps=3)
+    newest = list_checkpoints(tmp_path)[-1]
+    state = tmp_path / "checkpoints" / f"{newest:012d}" / "state.safetensors"
+    os.truncate(state, state.stat().st_size // 2)
+    assert f"{newest:012d}" in broken(tmp_path)
+    report = train(tmp_path, settings, steps=2)
+    assert report.step == 5
+    assert any("Going on from step 3" in r.message for r in caplog.records)
+
+
+def test_no_changed_page_of_a_catalog_is_a_traceback(made: Published) -> None:
+    path, rng = made.store.path, np.random.default_rng(0)
+    made.store.close()
+    told = 0
+    for n in range(24):
+        copy = path.with_name("copy")
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(path, copy)
+        flip(copy / "catalog.db", float(rng.uniform(0, 1)) if n else 0.0, 200)
+        try:
+            query(copy, frame=int(rng.integers(36)), k=5, sheet=copy / "sheet.png")
+            with Store.open(copy) as store:
+                store.catalog.totals()
+                store.catalog.sources()
+        except (CldError, OSError) as error:  # what the command line says in a line; anything else fails here
+            told += "doctor" in str(error)
+    assert told > 2
+
+
+def test_a_catalog_that_others_keep_is_a_line_and_holds_no_trainer_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(database, "_BUSY_S", 0.2)
+    settings = load_settings(overrides=[*SMALL, "guard.enabled=false"])
+    grow(tmp_path, 60, settings)
+    train(tmp_path, settings, steps=2)
+    with holding_the_catalog(tmp_path):
+        store = Store.open(tmp_path)
+        with pytest.raises(StoreBusyError, match="one that hangs must be killed"), store.catalog.writing():
+            pass
+        store.close()
+        report = train(tmp_path, settings, steps=6)
+        assert report.step == 8
+        assert "publishing failed" in caplog.text
+    assert train(tmp_path, settings, steps=1).snapshot is not None
+
+
+def test_a_watch_waits_for_a_catalog_that_others_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "_BUSY_S", 0.2)
+    monkeypatch.setattr(patience, "_RETRY_S", 0.2)
+    photograph(tmp_path / "media" / "a.png")
+    with Watching(tmp_path / "store", tmp_path / "media") as w:
+        w.until_taken("a.png")
+        with holding_the_catalog(tmp_path / "store"):
+            photograph(tmp_path / "media" / "b.png", seed=1)
+            w.until(lambda: [e for e in w.events if e.event == "store"])
+        w.until_taken("b.png")
+    assert [e.state for e in w.events if e.event == "store"] == ["waiting", "well"]
+    assert QUICK.ingest.workers == 1
+
+
+@pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed")
+def test_a_clock_that_jumps_back_changes_no_order(tmp_path: Path) -> None:
+    """Training in the present, then in a process for which it is two years ago: the later snapshot is the latest."""
+    settings = load_settings(overrides=SMALL)
+    grow(tmp_path, 40, settings)
+    first = train(tmp_path, settings, until_caught_up=True).snapshot
+    grow(tmp_path, 24, settings)
+    flags = [word for item in SMALL for word in ("--set", item)]
+    ended = subprocess.run(
+        ["faketime", "-f", "-730d", sys.executable, "-m", "cld_stream", "train", "--until-caught-up", "--device", "cpu",
+         "--store", str(tmp_path), "--set", "publish.keep=1", *flags],
+        cwd=ROOT, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    with Store.open(tmp_path) as store:
+        rows = store.catalog.snapshots()
+        runs = store.catalog.runs("train")
+    assert len(rows) == 1, "the older one was pruned, and not the new one"
+    assert rows[0].id != first
+    assert rows[0].id.startswith("2024"), "its name says what the clock said"
+    assert runs[-1].started_utc < runs[0].started_utc, "the clock did jump"
+    assert load_checkpoint(tmp_path).meta["feed"]["cursor"] == 64

@@ -1,0 +1,218 @@
+"""A full tmpfs at every place where something is written."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cld_stream.config import PublishSettings, Settings, load_settings
+from cld_stream.errors import StoreFullError
+from cld_stream.pipelines import keeper, patience
+from cld_stream.pipelines.extend import Extender
+from cld_stream.pipelines.publish import publish
+from cld_stream.pipelines.query import query
+from cld_stream.pipelines.train import TrainProgress, train
+from cld_stream.storage.check import check
+from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from cld_stream.storage.lock import FileLock
+from cld_stream.storage.store import Store
+from tests.faults.faulty import ROOT, Disk, small_disk
+from tests.pipelines.footage import film, photograph
+from tests.pipelines.published import ENCODER, add_video, small_store, weights
+from tests.pipelines.test_train import SMALL, grow, metrics
+from tests.pipelines.watching import Watching, ledger
+from tests.storage.kill_child import fill as fill_store
+
+STEPS = range(0, 120_000, 8192)  # bytes left, from none to enough
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    with small_disk(tmp_path / "disk", megabytes=32) as made:
+        yield made
+
+
+def rows(path: Path) -> list[tuple[int, float, bytes]]:
+    with Store.open(path) as store, store.reader(1) as reader:
+        assert check(store) == []
+        frames = store.catalog.rows()
+        return list(zip(frames.ids.tolist(), frames.time_s.tolist(), reader.jpegs(frames.ids), strict=True))
+
+
+def test_adding_frames_fails_in_a_line_wherever_the_space_ends_and_goes_on_once_there_is_some(disk: Disk) -> None:
+    fill_store(disk.path / "whole")
+    whole, failed = rows(disk.path / "whole"), 0
+    for left in STEPS:
+        path = disk.path / f"left{left}"
+        disk.fill(left)
+        try:
+            fill_store(path)
+        except StoreFullError:
+            failed += 1
+        finally:
+            disk.free()
+        assert not list(path.rglob(".*.tmp")), "what a failed write took is given back"
+        fill_store(path)
+        assert rows(path) == whole
+    assert 3 < failed < len(STEPS)
+
+
+def test_a_checkpoint_for_which_there_is_no_room_leaves_the_others_and_no_rest(disk: Disk) -> None:
+    save_checkpoint(disk.path, 1, {"a": np.arange(9000)}, {"feed": 1})
+    disk.fill(20_000)
+    with pytest.raises(StoreFullError):
+        save_checkpoint(disk.path, 2, {"a": np.arange(9000)}, {"feed": 2})
+    with pytest.raises(StoreFullError):
+        save_checkpoint(disk.path, 1, {"a": np.arange(9000)}, {"feed": 2})
+    assert load_checkpoint(disk.path).meta == {"feed": 1}
+    assert {p.name for p in (disk.path / "checkpoints").iterdir()} == {f"{1:012d}"}
+    disk.free()
+    save_checkpoint(disk.path, 2, {"a": np.arange(9000)}, {"feed": 2})
+    assert load_checkpoint(disk.path).step == 2
+
+
+def test_publishing_and_extending_fail_wherever_the_space_ends_and_the_next_time_works(disk: Disk) -> None:
+    store, tensors = small_store(disk.path / "store"), weights()
+    failed = 0
+    for left in STEPS:
+        disk.fill(left)
+        try:
+            publish(store, ENCODER, tensors, step=left, settings=PublishSettings(groups=4, keep=1))
+        except StoreFullError:
+            failed += 1
+        finally:
+            disk.free()
+        publish(store, ENCODER, tensors, step=left, settings=PublishSettings(groups=4, keep=1))
+        add_video(store, f"/more/{left}.mp4", left + 9, frames=2)
+        extender = Extender(store)
+        disk.fill(left // 4)
+        try:
+            extender.run()
+        except StoreFullError:
+            failed += 1
+        finally:
+            disk.free()
+        extender.run()
+        assert check(store) == []
+        assert sorted(p.name for p in (store.path / "snapshots").iterdir()) == [r.id for r in store.catalog.snapshots()]
+    assert failed > 6
+    store.close()
+
+
+def test_a_lock_on_a_full_disk_is_held_and_given_back(disk: Disk) -> None:
+    disk.fill()
+    for _ in range(3):
+        with FileLock(disk.path / "extender.lock", "extender"):
+            pass
+
+
+def test_training_goes_on_over_a_full_disk_and_says_so_once(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keeper, "_RETRY_S", 0.3)
+    path = disk.path / "store"
+    settings: Settings = load_settings(
+        overrides=[
+            *SMALL, "train.checkpoint_s=0.3", "train.publish_s=0.3", "train.publish_share=0.9", "guard.enabled=false"
+        ]
+    )  # fmt: skip
+    grow(path, 60, settings)
+    before: list[int] = []
+    steps: list[int] = []
+
+    def said(*words: str) -> bool:
+        return all(any(word in r.message for r in caplog.records) for word in words)
+
+    def watch(p: TrainProgress) -> None:
+        if not steps and p.step >= 5 and len(list_checkpoints(path)) > 1:
+            disk.fill()
+            steps.append(p.step)
+            before.extend(list_checkpoints(path))
+        elif len(steps) == 1 and said("a checkpoint failed", "publishing failed") and p.step > steps[0] + 5:
+            assert list_checkpoints(path) == before
+            assert load_checkpoint(path).warning == ""
+            disk.free()
+            steps.append(p.step)
+
+    def over() -> bool:
+        return len(steps) == 2 and said("a checkpoint has worked again", "publishing has worked again")
+
+    train(path, settings, steps=100_000, on_progress=watch, stop=over)
+    errors = [r.message for r in caplog.records if r.levelname == "ERROR"]
+    assert len(errors) == 2, errors
+    assert load_checkpoint(path).step > steps[1]
+    lines = metrics(path)  # each is whole
+    assert lines[-1]["step"] > steps[1]
+    assert events(path)[-1] > steps[1]
+    with Store.open(path) as store:
+        assert check(store) == []
+        assert store.catalog.runs("train")[-1].outcome == "done"
+
+
+def events(path: Path) -> list[int]:
+    """Steps of every curve point that TensorBoard reads."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    files = sorted((path / "logs" / "tensorboard").iterdir())
+    return [e.step for file in files for e in EventFileLoader(str(file)).Load() if e.HasField("summary")]
+
+
+def test_a_trainer_killed_on_a_full_disk_starts_again_on_it(disk: Disk) -> None:
+    path = disk.path / "store"
+    settings = load_settings(overrides=SMALL)
+    grow(path, 60, settings)
+    train(path, settings, steps=3)
+    disk.fill()
+    with pytest.raises(StoreFullError):  # its last checkpoint is what it must not lose in silence
+        train(path, settings, steps=2)
+    assert load_checkpoint(path).step == 3
+    disk.free()
+    assert train(path, settings, steps=2).step == 5
+
+
+def test_a_watch_waits_for_space_and_takes_everything_then(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_RETRY_S", 0.2)
+    media, store = tmp_path / "media", disk.path / "store"
+    film(media / "first.mp4", seconds=3)
+    with Watching(store, media) as w:
+        w.until_taken("first.mp4")
+        disk.fill()
+        for n in range(40):
+            photograph(media / f"p{n}.png", seed=n)
+        w.until(lambda: [e for e in w.events if e.event == "store"])
+        w.until(lambda: True)
+        disk.free()
+        w.until_taken(*(f"p{n}.png" for n in range(40)))
+    assert [e.state for e in w.events if e.event == "store"] == ["waiting", "well"]
+    assert all(row.frames == 1 for name, row in ledger(store).items() if name != "first.mp4")
+    rows(store)
+
+
+def test_an_ingest_on_a_full_disk_is_one_line_and_the_same_command_goes_on(disk: Disk, tmp_path: Path) -> None:
+    for n in range(200):
+        photograph(tmp_path / "media" / f"p{n}.png", seed=n)
+    command = [sys.executable, "-m", "cld_stream", "ingest", str(tmp_path / "media"), "-q", "--json", "--store"]
+    disk.fill(300_000)
+    ended = subprocess.run([*command, str(disk.path / "store")], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 1
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    assert "the disk is full" in ended.stderr
+    disk.free()
+    again = subprocess.run([*command, str(disk.path / "store")], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert again.returncode == 0, again.stderr
+    subprocess.run([*command, str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True, timeout=100)
+    assert rows(disk.path / "store") == rows(tmp_path / "whole")
+    assert json.loads(again.stdout)["stopped"] is False
+
+
+def test_a_full_disk_answers_queries(disk: Disk) -> None:
+    with small_store(disk.path / "store") as store:
+        publish(store, ENCODER, weights(), step=1, settings=PublishSettings(groups=4))
+    disk.fill()
+    assert len(query(disk.path / "store", frame=0, k=3).hits) == 3

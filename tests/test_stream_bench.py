@@ -1,0 +1,178 @@
+"""The stream benchmark on tiny data: streams have the order they claim, rows are valid, a cell runs once."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.offline import ledger
+from benchmarks.stream import data, table
+from benchmarks.stream.cells import Cell, Job, cell_of, finish
+from benchmarks.stream.clips import CLIP, render
+from benchmarks.stream.findings import first_reached
+from benchmarks.stream.rows import ROWS, changed, settings_of
+from benchmarks.stream.tracks import TRACKS, Track
+from cld_stream.errors import UsageError
+
+CLASSES, EACH = 4, 40
+
+TINY = Track(
+    kind="split", source="cifar10", frames=120, tasks=2, size=16, crop=16, width=0.125, capacity=32, batch=16, fresh=8,
+    slice=0.4, more={"train.min_frames": 16},
+)  # fmt: skip
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> data.Folders:
+    """Decoded images of 4 classes, each with a colour of its own, where the benchmark keeps them."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        label = np.arange(CLASSES * EACH) % CLASSES
+        pixels = rng.integers(0, 60, (len(label), 16, 16, 3)) + 40 * label[:, None, None, None]
+        np.save(tmp_path / f"cifar10-16-{split}.npy", pixels.astype(np.uint8))
+        np.save(tmp_path / f"cifar10-16-{split}-labels.npy", label)
+    return data.Folders(tmp_path, tmp_path)
+
+
+def cell(name: str, *, tuning: bool = False, seed: int = 0, track: Track = TINY) -> Cell:
+    return cell_of("A", track, name, ROWS[name], seed, 0.06, tuning=tuning)
+
+
+def stream_of(found: Cell) -> data.Stream:
+    return data.Stream(**found.stream)
+
+
+def rows_of(frames: data.Frames) -> set[bytes]:
+    return {p.numpy().tobytes() for p in frames.pixels}
+
+
+def test_a_split_stream_has_its_classes_task_by_task_and_every_seed_has_another_order(folders: data.Folders) -> None:
+    problem = data.build(stream_of(cell("npid")), folders, seed=0)
+    first, second = problem.stream.label[:60], problem.stream.label[60:]
+    assert len(set(first)) == len(set(second)) == 2
+    assert set(first).isdisjoint(second)
+    assert len(set(first[:20])) == 2  # shuffled within the task
+    other = data.build(stream_of(cell("npid")), folders, seed=1)
+    assert not np.array_equal(other.stream.label, problem.stream.label)
+    assert np.array_equal(problem.stream.label[problem.at], problem.labelled.label)
+
+
+def test_clips_are_near_repeats_in_class_order_and_no_probe_sees_their_sources(folders: data.Folders) -> None:
+    stream = stream_of(cell("npid", track=replace(TINY, kind="clips", frames=8 * CLIP)))
+    problem = data.build(stream, folders, seed=0)
+    labels, clip = problem.stream.label, problem.stream.origin.source
+    assert np.array_equal(clip, np.arange(8).repeat(CLIP))
+    assert len(np.flatnonzero(np.diff(labels))) == CLASSES - 1
+    x = problem.stream.pixels.flatten(1).float()
+    apart = (x[:, None, :] - x[None, ::16, :]).square().mean(2).sqrt()
+    same = torch.from_numpy(clip[:, None] == clip[None, ::16])
+    assert apart[same].mean() < 0.6 * apart[~same].mean()
+    assert (problem.at == -1).all()
+    assert rows_of(problem.labelled).isdisjoint(rows_of(problem.stream) | rows_of(problem.asked))
+
+
+def test_a_clip_walks_smoothly() -> None:
+    picture = torch.randint(0, 256, (1, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    x = render(picture.repeat_interleave(2, 1).repeat_interleave(2, 2), seed=0).float()
+    steps, far = (x[1:] - x[:-1]).abs().mean(), (x[32:] - x[:-32]).abs().mean()
+    assert 0 < steps < 0.6 * far
+    assert torch.equal(render(picture, 3), render(picture, 3))
+
+
+def test_shuffling_changes_the_order_alone(folders: data.Folders) -> None:
+    ordered, shuffled = (data.build(stream_of(cell(name)), folders, seed=0) for name in ("npid", "iid-0"))
+    assert rows_of(ordered.stream) == rows_of(shuffled.stream)
+    assert torch.equal(shuffled.stream.pixels[torch.from_numpy(shuffled.at)], shuffled.labelled.pixels)
+    assert len(set(shuffled.stream.label[:30])) == CLASSES
+
+
+def test_the_sweep_sees_the_head_of_the_stream_and_no_test_image(folders: data.Folders) -> None:
+    whole, head = (data.build(stream_of(cell("npid", tuning=t)), folders, seed=0) for t in (False, True))
+    assert torch.equal(head.stream.pixels, whole.stream.pixels[:48])
+    assert rows_of(head.asked).isdisjoint(rows_of(whole.stream) | rows_of(whole.asked))
+    assert (head.at < 48).all()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_is_valid_on_every_track_and_costs_the_same(name: str) -> None:
+    for track_name, track in TRACKS.items():
+        try:
+            found = cell_of(track_name, track, name, ROWS[name], 0, 0.06, tuning=False)
+        except UsageError as e:
+            pytest.skip(str(e))
+        o = settings_of(found.overrides, 0)
+        assert o.optim.batch / o.optim.fresh * o.train.updates_per_step == pytest.approx(
+            track.batch / track.fresh * track.updates, rel=0.01
+        )
+        if not ROWS[name].alone:
+            assert o.buffer.capacity == track.capacity
+
+
+def test_a_setting_on_top_of_a_row_is_in_its_name_and_its_settings() -> None:
+    name, row = changed("npid", ["loss.groups=7"])
+    assert name == "npid[loss.groups=7]"
+    assert cell_of("B", TRACKS["B"], name, row, 0, 0.1, tuning=False).overrides["loss.groups"] == 7
+    with pytest.raises(UsageError, match="no row 'npit'"):
+        changed("npit", [])
+
+
+@pytest.mark.parametrize("name", ["npid+cld", "none-gn", "random", "lightly-simclr", "lightly-moco"])
+def test_a_cell_runs_and_is_not_run_again(name: str, folders: data.Folders, tmp_path: Path) -> None:
+    if name.startswith("lightly"):
+        pytest.importorskip("lightly")
+    job = Job(folders, tmp_path / "out.jsonl", "cpu", 1, float("inf"))
+    assert not finish(cell(name), replace(job, deadline=0))
+    assert finish(cell(name), job)
+    (line,) = ledger.read(job.out)
+    assert line["bad"] == 0
+    assert line["points"][-1]["frames"] == 120
+    if name == "random":
+        assert line["cbp"] == 0
+    else:
+        assert line["cbp"] == pytest.approx(120 * 2 * 2, rel=0.15)
+        assert [p["share"] for p in line["points"] if "linear" in p] == [0.1, 0.25, 0.5, 1.0]
+        assert {"recall1_fresh", "recall1_stored"} <= line["points"][0].keys()
+    assert finish(cell(name), replace(job, deadline=0))
+    assert len(ledger.read(job.out)) == 1
+
+
+def line_of(found: Cell, score: float) -> dict[str, object]:
+    points = [
+        {
+            "share": share, "frames": 100 * share, "cbp": 1000 * share, "knn": score * share, "linear": score * share,
+            "recall1_fresh": 0.5, "recall1_stored": 0.4, "recall10_fresh": 0.9, "recall10_stored": 0.85,
+        }
+        for share in (0.1, 0.25, 0.5, 1.0)
+    ]  # fmt: skip
+    numbers = {"linear": score, "knn": score, "knn_f": score, "ca": score / 2, "cbp": 1000, "cpu_seconds": 5.0}
+    where = {"probe_cpu_seconds": 1.0, "peak_mb": 10, "bad": 0, "machine": "m", "torch": "t", "date": "2026-11-25"}
+    return vars(found) | numbers | where | {"points": points}
+
+
+def test_the_page_is_made_from_lines(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "stream.jsonl"
+    scores = {"fifo": 0.4, "reservoir": 0.5, "npid": 0.6, "npid+cld": 0.7, "iid-1": 0.8}
+    cells = [(cell(name, seed=seed), score + 0.02 * seed) for seed in (0, 1) for name, score in scores.items()]
+    cells.append((cell("npid", tuning=True), 0.33))
+    out.write_text("".join(json.dumps(line_of(*pair)) + "\n" for pair in cells))
+    out.with_suffix(".md").write_text("old\n\n## Notes\n\nBy hand.\n")
+    table.write(out)
+    page = out.with_suffix(".md").read_text()
+    assert "| npid+cld | NPID + CLD, reservoir | 2 | 0.06 | 71.0 ± 1.4 | 35.5 ± 0.7 |" in page
+    assert "CLD, npid+cld against npid: FA +10.0 ± 0.0, CA +5.0 ± 0.0" in page
+    assert "FA of fifo: 50.6% of the decorrelated stream's (iid-1)" in page
+    assert "| npid+cld | 7.1 | 17.8 | 35.5 | 71.0 | 718 |" in page  # up to reservoir's 51.0 after 718 of 1,000 passes
+    assert "| A | npid | 33.0 |" in page
+    assert "+10.0" in page
+    assert page.endswith("## Notes\n\nBy hand.\n")
+    assert (tmp_path / "stream-A.png").stat().st_size > 10_000
+
+
+def test_an_accuracy_that_is_never_reached_has_no_cost() -> None:
+    line = line_of(cell("npid"), 0.5)
+    assert first_reached([line], 0.6) is None
+    assert first_reached([line], 0.01) == 100
