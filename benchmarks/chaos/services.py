@@ -10,8 +10,8 @@ from pathlib import Path
 __all__ = ["SETTINGS", "Service", "services"]
 
 SETTINGS = (
-    "store.size=32", "store.shard_frames=256", "ingest.commit_s=0.5", "ingest.settle_s=1.0", "ingest.poll_s=1.0",
-    "ingest.growing_s=3.0", "ingest.workers=1",
+    "store.size=32", "store.shard_frames=256", "ingest.commit_s=0.5", "ingest.settle_s=4.0", "ingest.poll_s=1.0",
+    "ingest.growing_s=6.0", "ingest.workers=1",
     "encoder.width=0.125", "encoder.crop=16", "encoder.feature_dim=16", "loss.groups=12", "buffer.capacity=40000",
     "optim.batch=32", "optim.fresh=16", "train.min_frames=32", "train.idle_steps=50", "train.poll_s=0.5",
     "train.log_steps=5", "train.threads=1", "train.checkpoint_s=3", "train.publish_s=20", "train.extend_s=2",

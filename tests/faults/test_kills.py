@@ -12,7 +12,7 @@ from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint
 from tests.faults.faulty import ROOT
 from tests.pipelines.test_train import GO_ON, SMALL, grow, metrics
 
-STEPS = 14
+STEPS = 8
 OFTEN = ("train.checkpoint_s=0.1", "train.publish_s=0.5", "guard.enabled=false")
 
 
