@@ -1,4 +1,4 @@
-# make demo | test | check | bench | soak | gpu | audit | clean      (needs Python 3.11+ and make; everything else it installs)
+# make demo | test | check | bench | chaos | soak | gpu | audit | clean      (needs Python 3.11+ and make; everything else it installs)
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,7 +6,9 @@ READY  := $(VENV)/.ready
 DATA   := $(wildcard ../shared/data)
 export CLD_STREAM_DATA ?= $(abspath $(DATA))
 
-.PHONY: demo test check lint bench soak gpu audit clean
+MINUTES ?= 60
+
+.PHONY: demo test check lint bench chaos soak gpu audit clean
 
 demo: $(READY)
 	$(BIN)/cld-stream demo --out demo-out
@@ -30,8 +32,13 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.kmeans
 	$(BIN)/python -m benchmarks.incremental
 
+chaos: $(READY)
+	$(BIN)/python -m benchmarks.chaos --minutes $(MINUTES) --write
+
 soak: $(READY)
+	$(BIN)/pip install -q -e '.[bench]'
 	$(BIN)/pytest -m soak
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --write
 
 gpu: $(READY)
 	$(BIN)/pytest -m gpu

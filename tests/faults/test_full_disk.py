@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cld_stream.config import PublishSettings, Settings, load_settings
+from cld_stream.config import OpsSettings, PublishSettings, Settings, load_settings
 from cld_stream.errors import StoreFullError
 from cld_stream.pipelines import keeper, patience
 from cld_stream.pipelines.extend import Extender
+from cld_stream.pipelines.life import Life
 from cld_stream.pipelines.publish import publish
 from cld_stream.pipelines.query import query
 from cld_stream.pipelines.train import TrainProgress, train
@@ -216,3 +217,17 @@ def test_a_full_disk_answers_queries(disk: Disk) -> None:
         publish(store, ENCODER, weights(), step=1, settings=PublishSettings(groups=4))
     disk.fill()
     assert len(query(disk.path / "store", frame=0, k=3).hits) == 3
+
+
+def test_signs_of_life_on_a_full_disk_are_missed_in_one_line_and_come_back(
+    disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_store(disk.path / "store") as store, store.trainer_lock(), Life(store, "train", OpsSettings()) as life:
+        disk.fill()
+        for _ in range(3):
+            life.beat("training", lambda: {"words": "x" * 2_000_000}, now=True)
+        assert store.catalog.runs()[-1].info == {}
+        disk.free()
+        life.beat("training", lambda: {"step": 7}, now=True)
+        assert store.catalog.runs()[-1].info == {"state": "training", "step": 7}
+    assert len([r for r in caplog.records if "no sign of life" in r.message]) == 1

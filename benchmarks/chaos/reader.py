@@ -1,0 +1,54 @@
+"""Ask and read without end; whatever fails is a line in `failures.txt`."""
+
+import hashlib
+import random
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from cld_stream.errors import StoreNotFoundError
+from cld_stream.pipelines.query import query
+from cld_stream.storage.store import Store
+
+__all__: list[str] = []
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    store, work = Path(sys.argv[1]), Path(sys.argv[2])
+    known: dict[int, bytes] = {}
+    rng, done = random.Random(), 0
+    while True:
+        try:
+            done += look(store, known, rng)
+        except StoreNotFoundError:  # not made, nothing published, or this frame has no features yet
+            time.sleep(0.2)
+        except BaseException as error:  # noqa: BLE001 - whatever a reader meets is a finding
+            with (work / "failures.txt").open("a") as f:
+                f.write(f"{type(error).__name__}: {error}\n")
+        with (work / "asked.txt").open("a") as f:
+            f.write(f"{done}\n")
+        done = 0
+        time.sleep(0.3)
+
+
+def look(path: Path, known: dict[int, bytes], rng: random.Random) -> int:
+    """Read some frames, all new ones among them, and ask one question; gives how many were read."""
+    with Store.open(path) as store, store.reader(1) as reader:
+        stop = reader.refresh()
+        ids = sorted({rng.randrange(stop) for _ in range(100)} | set(range(len(known), stop))) if stop else []
+        for id_, jpeg in zip(ids, reader.jpegs(np.array(ids, np.int64)), strict=True):
+            if not jpeg:
+                raise AssertionError(f"frame {id_} is empty")
+            if known.setdefault(id_, digest := hashlib.blake2b(jpeg, digest_size=12).digest()) != digest:
+                raise AssertionError(f"frame {id_} has changed")
+    if stop:
+        query(path, frame=rng.randrange(stop), k=5)
+    return len(ids)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Leave ingest, train and query alone for an hour: memory, descriptors and threads must not grow.
+
+    python -m benchmarks.soak --minutes 60 --write
+
+The processes and the files that come and go are those of `benchmarks.chaos`, without kills. Every second resident
+memory, open descriptors and threads of each process (workers included) and the trainer's lag are noted; a straight line
+through what comes after the warm-up has the slope that is printed, with its 95% confidence interval (from means of
+minutes, since neighbouring seconds tell the same). Exits 1 if a descriptor or thread count grows beyond its interval
+by one an hour, or a process ends.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from benchmarks.chaos.churn import Churn
+from benchmarks.chaos.services import Service, services
+from cld_stream.errors import CldError
+from cld_stream.pipelines.status import status
+
+_RESULTS = Path(__file__).parent / "results"
+_MEASURES = {"memory": "MB", "descriptors": "", "threads": ""}
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Of one measure of one process, an hour: value, and half the width of its 95% confidence interval."""
+
+    process: str
+    measure: str
+    last: float
+    hourly: float
+    within: float
+
+    def grows(self) -> bool:
+        """Whether it is beyond noise; memory has caches, so that is for the reader to judge."""
+        return self.measure != "memory" and self.hourly - self.within > 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--warm-up", type=float, help="minutes that do not count [default: a quarter]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="write results/soak.md, soak.json and soak.png")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="cld-soak-") as made:
+        seen, problems = watch(Path(made), chosen.minutes, chosen.seed)
+    warm_up = chosen.minutes / 4 if chosen.warm_up is None else chosen.warm_up
+    slopes = [
+        slope(name, measure, seen[name][:, [0, n]], 60 * warm_up)
+        for name in ("ingest", "train", "query")
+        for n, measure in enumerate(_MEASURES, 1)
+    ]
+    problems += [f"{s.process} {s.measure} grows" for s in slopes if s.grows()]
+    text = markdown(chosen.minutes, warm_up, slopes, seen["lag"], problems)
+    print(text)
+    if chosen.write:
+        (_RESULTS / "soak.md").write_text(text)
+        (_RESULTS / "soak.json").write_text(json.dumps({name: rows.tolist() for name, rows in seen.items()}) + "\n")
+        plot(seen, _RESULTS / "soak.png")
+    return 1 if problems else 0
+
+
+def watch(work: Path, minutes: float, seed: int) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
+    """({process: rows of (second, MB, descriptors, threads); lag: rows of (second, frames)}, problems)."""
+    churn = Churn(work / "media", work / "kept", random.Random(seed))
+    three = services(work, work / "store", work / "media")
+    rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in (*(one.name for one in three), "lag")}
+    began = due = time.monotonic()
+    try:
+        while (now := time.monotonic()) < began + 60 * minutes:
+            for one in three:
+                one.keep_up()
+            churn.step()
+            if now >= due:
+                due = now + 1.0
+                for one in three:
+                    if (found := look(one)) is not None:
+                        rows[one.name].append((now - began, *found))
+                if (lag := lag_of(work / "store")) is not None:
+                    rows["lag"].append((now - began, lag))
+            time.sleep(0.05)
+    finally:
+        for one in three:
+            one.stop()
+    return {name: np.array(values) for name, values in rows.items()}, [p for one in three for p in one.problems]
+
+
+def look(service: Service) -> tuple[float, float, float] | None:
+    """(MB, descriptors, threads) of a process and those below it."""
+    try:
+        top = psutil.Process(service.pid)
+        family = [top, *top.children(recursive=True)]
+        memory = sum(p.memory_info().rss for p in family) / 2**20
+        return memory, sum(p.num_fds() for p in family), sum(p.num_threads() for p in family)
+    except psutil.Error:
+        return None
+
+
+def lag_of(store: Path) -> float | None:
+    try:
+        return status(store).lag
+    except (CldError, OSError):
+        return None
+
+
+def slope(process: str, measure: str, rows: NDArray[np.float64], after_s: float) -> Slope:
+    """Least squares through the means of minutes, or of twelfths where there are fewer."""
+    rows = rows[rows[:, 0] >= after_s]
+    parts = np.array_split(rows, max(12, int(len(rows) // 60)))
+    t, y = np.array([part.mean(0) for part in parts if len(part)]).T
+    x = (t - t.mean()) / 3600
+    hourly = float((x * y).sum() / (x * x).sum())
+    rest = y - y.mean() - hourly * x
+    error = float(np.sqrt((rest**2).sum() / (len(x) - 2) / (x * x).sum()))
+    return Slope(process, measure, float(y[-1]), hourly, 2.2 * error)
+
+
+def markdown(minutes: float, warm_up: float, slopes: list[Slope], lag: NDArray[np.float64], problems: list[str]) -> str:
+    lines = [
+        f"| {s.process} | {s.measure} | {s.last:,.1f} {_MEASURES[s.measure]} | {s.hourly:+.2f} +- {s.within:.2f} |"
+        for s in slopes
+    ]
+    return "\n".join(
+        [
+            f"# Soak\n\n`python -m benchmarks.soak --minutes {minutes:g}`, {os.cpu_count()}-core "
+            f"{os.uname().machine} machine, {datetime.now(UTC).date()}. Slopes after {warm_up:g} minutes.\n",
+            "| process | | at the end | an hour, with 95% interval |\n| --- | --- | --- | --- |",
+            *lines,
+            f"\nLag: median {np.median(lag[:, 1]):,.0f} frames, at most {lag[:, 1].max():,.0f}. ",
+            *[f"- {problem}" for problem in problems],
+            "![](soak.png)\n",
+        ]
+    )
+
+
+def plot(seen: dict[str, NDArray[np.float64]], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(4, 1, figsize=(9, 11), sharex=True)
+    for n, (measure, unit) in enumerate(_MEASURES.items(), 1):
+        for name in ("ingest", "train", "query"):
+            axes[n - 1].plot(seen[name][:, 0] / 60, seen[name][:, n], label=name, linewidth=0.8)
+        axes[n - 1].set_ylabel(f"{measure} {unit}")
+    axes[3].plot(seen["lag"][:, 0] / 60, seen["lag"][:, 1], linewidth=0.8)
+    axes[3].set_ylabel("lag [frames]")
+    axes[3].set_xlabel("minutes")
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
