@@ -27,7 +27,12 @@ def shrunken(s: Settings) -> Settings:
 
 
 def test_there_is_a_recipe_for_every_method_and_size() -> None:
-    assert set(RECIPES) == {"cpu", "gpu", *(f"{name}-cld-{size}" for name in METHODS for size in (32, 96, 160))}
+    assert set(RECIPES) == {
+        "stream",
+        "cpu",
+        "gpu",
+        *(f"{name}-cld-{size}" for name in METHODS for size in (32, 96, 160)),
+    }
 
 
 @pytest.mark.parametrize("name", RECIPES)

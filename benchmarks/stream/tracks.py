@@ -92,7 +92,7 @@ TRACKS = {
     # 400 pictures, 40 of each class
     "B": Track(kind="clips", source="cifar10", frames=25_600, capacity=1_280, batch=96, fresh=48),
     "C-gtsrb": Track(
-        kind="recorded", source="gtsrb-tracks", size=48, capacity=2_000, batch=96, fresh=32,
+        kind="recorded", source="gtsrb-tracks", size=48, capacity=2_000, batch=100, fresh=20,
         thin=(4, 2), more={"augment.flip": 0.0},
     ),
     # so short that a fifth of it would be a hundred steps

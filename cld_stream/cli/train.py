@@ -52,7 +52,7 @@ def train(
             console.print("Stopped before training began.")
             return
         if chosen == "cpu" and not recipe:
-            console.print(f"No GPU in use: taking the small CPU recipe ({settings.encoder.backbone}, "
+            console.print(f"No GPU in use: taking the recipe stream in the size for CPUs ({settings.encoder.backbone}, "
                           f"width {settings.encoder.width:g}, {settings.encoder.crop} px).")  # fmt: skip
         with TrainDisplay() as display:
             report = run(

@@ -42,6 +42,10 @@ class Boxes(NamedTuple):
     width_N: Tensor
     height_N: Tensor
 
+    def of(self, at: Tensor) -> "Boxes":
+        """Those of these numbers."""
+        return Boxes(*(part[at] for part in self))
+
 
 class RandomViews:
     """Independent augmentations of each frame: crop, flip, colour jitter, grey, blur, normalise, erase.
@@ -57,19 +61,27 @@ class RandomViews:
         self.augment, self.crop, self.views = augment, crop, views
 
     @torch.no_grad()
-    def __call__(self, frames_NSS3: Tensor, aspect_N: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, frames_NSS3: Tensor, aspect_N: Tensor, generator: torch.Generator, second_N: Tensor | None = None
+    ) -> Tensor:
         """So many views of each frame.
 
         Args:
             frames_NSS3: stored frames, uint8.
             aspect_N: width / height as shown, > 0.
+            second_N: numbers of the frames that the second views show, where these are other ones; further frames,
+                of which only second views are wanted, may then follow the first N.
             generator: the only source of randomness, on any device: draws are made there, so that
                 with a CPU generator they do not depend on the frames' device.
 
         Returns:
             float32 (views, N, 3, crop, crop), normalised. Flattened to one batch it is channels_last.
         """
-        n, device, a, views = len(frames_NSS3), frames_NSS3.device, self.augment, self.views
+        device, a, views = frames_NSS3.device, self.augment, self.views
+        n = len(frames_NSS3) if second_N is None else len(second_N)
+        of_vN = torch.arange(n, device=device).expand(views, n)
+        if second_N is not None:
+            of_vN = torch.cat([of_vN[:1], second_N[None], of_vN[2:]])
 
         def uniform(rows: int, columns: int) -> Tensor:
             return torch.rand(rows, columns, generator=generator, device=generator.device).to(device)
@@ -77,7 +89,7 @@ class RandomViews:
         # columns: crop 0-21, flip, jitter, four strengths, grey, blur, sigma
         u_VR = uniform(views * n, 31)
         orders = [torch.randperm(4, generator=generator, device=generator.device).tolist() for _ in range(views)]
-        aspect_V = aspect_N.to(device, torch.float32).repeat(views)
+        aspect_V = aspect_N.to(device, torch.float32)[of_vN.flatten()]
         boxes, flip_V = random_boxes(aspect_V, a.scale_min, u_VR[:, :22]), u_VR[:, 22] < a.flip
         colours_VR = self._colours(u_VR[:, 23:])
         index_vN = torch.arange(views * n, device=device).view(views, n)
@@ -86,9 +98,15 @@ class RandomViews:
         size = _PIECE if device.type == "cpu" else n
         for start in range(0, n, size):
             piece = slice(start, start + size)
-            at = index_vN[:, piece].flatten()
-            crops = resized_crops(frames_NSS3[piece], Boxes(*(part[at] for part in boxes)), self.crop, flip_V[at])
-            for i, x in enumerate(crops.chunk(views)):
+            if second_N is None:  # all views of a frame read its pixels once
+                at = index_vN[:, piece].flatten()
+                crops = resized_crops(frames_NSS3[piece], boxes.of(at), self.crop, flip_V[at]).chunk(views)
+            else:
+                crops = tuple(
+                    resized_crops(frames_NSS3[of_N[piece]], boxes.of(at_N[piece]), self.crop, flip_V[at_N[piece]])
+                    for of_N, at_N in zip(of_vN, index_vN, strict=True)
+                )
+            for i, x in enumerate(crops):
                 out[i, piece] = _normalise(self._recoloured(x, colours_VR[index_vN[i, piece]], orders[i]))
         if a.erase > 0:
             for x in out:

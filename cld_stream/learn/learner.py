@@ -230,11 +230,8 @@ class Learner:
 
     def _views(self, plan: StepPlan, pixels: Tensor, aspect: Tensor, generator: torch.Generator) -> Tensor:
         """(views, N, 3, C, C); the second view of a frame with a partner shows the partner."""
-        views = self.views(pixels, aspect, generator)
-        if not len(plan.partners):
-            return views
-        n, second = len(plan.ids), torch.from_numpy(plan.second).to(self.device)
-        return torch.stack([views[0, :n], views[1, second], *views[2:, :n]])
+        second = torch.from_numpy(plan.second).to(self.device) if len(plan.partners) else None
+        return self.views(pixels, aspect, generator, second)
 
     def _features(self, views: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Instance and group features of each view, in float32, from one pass."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cld_stream.config import Settings
+from cld_stream.config import Settings, load_settings
 from cld_stream.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def demo(
 
 
 def demo_settings() -> Settings:
-    """The CPU recipe, sized for a few thousand frames and two minutes."""
-    s = Settings()
+    """What `train` takes on a CPU, sized for a few thousand frames and two minutes."""
+    s = load_settings(recipe=("stream", "cpu"))
     return replace(
         s,
         buffer=replace(s.buffer, capacity=2048),

@@ -33,8 +33,9 @@ _HOLD_S = 2.0  # an incomplete batch of fresh frames waits this long for more
 def train_settings(
     device: str, config: Path | None = None, overrides: Iterable[str] = (), *, recipe: str | None = None
 ) -> Settings:
-    """A recipe, without a name that of the device, under the user's own settings."""
-    return load_settings(config, overrides, recipe=recipe or ("gpu" if device.startswith("cuda") else "cpu"))
+    """A recipe, without a name `stream` in the size of the device, under the user's own settings."""
+    size = "gpu" if device.startswith("cuda") else "cpu"
+    return load_settings(config, overrides, recipe=recipe or ("stream", size))
 
 
 def train(
