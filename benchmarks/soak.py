@@ -2,11 +2,11 @@
 
     python -m benchmarks.soak --minutes 60 --write
 
-The processes and the files that come and go are those of `benchmarks.chaos`, without kills. Every second resident
-memory, open descriptors and threads of each process (workers included) and the trainer's lag are noted; a straight line
-through what comes after the warm-up has the slope that is printed, with its 95% confidence interval (from means of
-minutes, since neighbouring seconds tell the same). Exits 1 if a descriptor or thread count grows beyond its interval
-by one an hour, or a process ends.
+The processes and the files that come and go are those of `benchmarks.chaos`, without kills, and with a limit on frames.
+Every second resident memory, open descriptors and threads of each process (workers included) and the trainer's lag are
+noted; a straight line through what comes after the warm-up has the slope that is printed, with its 95% confidence
+interval (from means of minutes, since neighbouring seconds tell the same). Exits 1 if a descriptor or thread count
+grows beyond its interval by one an hour, or a process ends.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from cld_stream.errors import CldError
 from cld_stream.pipelines.status import status
 
 _RESULTS = Path(__file__).parent / "results"
+_BOUNDED = ("ingest.max_frames=400", "buffer.capacity=150")  # a store of a steady size, after three minutes
 _MEASURES = {"memory": "MB", "descriptors": "", "threads": ""}
 
 
@@ -76,7 +77,7 @@ def main() -> int:
 def watch(work: Path, minutes: float, seed: int) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
     """({process: rows of (second, MB, descriptors, threads); lag: rows of (second, frames)}, problems)."""
     churn = Churn(work / "media", work / "kept", random.Random(seed))
-    three = services(work, work / "store", work / "media")
+    three = services(work, work / "store", work / "media", _BOUNDED)
     rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in (*(one.name for one in three), "lag")}
     began = due = time.monotonic()
     try:

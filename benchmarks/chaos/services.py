@@ -82,9 +82,9 @@ class Service:
         return self._log.read_text(errors="replace")[-400:]
 
 
-def services(work: Path, store: Path, media: Path) -> list[Service]:
-    """Ingest, train and the reader."""
-    flags = [word for item in SETTINGS for word in ("--set", item)]
+def services(work: Path, store: Path, media: Path, more: tuple[str, ...] = ()) -> list[Service]:
+    """Ingest, train and the reader, with further settings."""
+    flags = [word for item in (*SETTINGS, *more) for word in ("--set", item)]
     cld = [sys.executable, "-m", "cld_stream"]
     at = ["--store", str(store)]
     return [
