@@ -34,9 +34,10 @@ from cld_stream.storage.rebuild import check
 from cld_stream.storage.store import Store
 
 _OUT = Path(__file__).parent / "results" / "fuzz.jsonl"
-_SMALL_BYTES = 150_000
+_SMALL_BYTES = 600_000
 _FILE_S = 100.0  # no file may cost more: 60 s of computing and 20 s of silence are allowed, and a busy machine is slow
 _GROWTH_MB = 64.0
+_MOST_MB = 256.0  # for a parent that decodes nothing itself
 _OUTCOMES = {"ADDED", "PARTIAL", "SKIPPED", "BROKEN", "ALREADY_PRESENT"}
 
 
@@ -167,6 +168,8 @@ def _check_memory(resident: list[float], result: Round) -> None:
     result.rss_mb = [round(early, 1), round(late, 1), round(max(resident), 1)]
     if late - early > _GROWTH_MB:
         result.broken_rules.append(f"the parent grew from {early:.0f} to {late:.0f} MB")
+    if max(resident) > _MOST_MB:
+        result.broken_rules.append(f"the parent took {max(resident):.0f} MB")
 
 
 def _check_report(told: dict[str, Any], folder: Path, result: Round) -> list[Path]:
