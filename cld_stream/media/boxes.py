@@ -9,6 +9,9 @@ from typing import BinaryIO
 __all__ = ["Box", "missing_bytes", "walk"]
 
 
+_MOST_BOXES = 200_000  # a day of fragments has fewer; a file of empty boxes would keep us for minutes
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """A box: its kind, where its content starts, and where it says it ends [bytes]."""
@@ -19,9 +22,11 @@ class Box:
 
 
 def walk(file: BinaryIO, start: int = 0, end: int | None = None) -> Iterator[Box]:
-    """The boxes between `start` and `end` (None = the end of the file), until one makes no sense."""
+    """The boxes from `start` to `end` (None = the end of the file), until one makes no sense or they are too many."""
     end = file.seek(0, os.SEEK_END) if end is None else end
-    while start + 8 <= end:
+    for _ in range(_MOST_BOXES):
+        if start + 8 > end:
+            return
         file.seek(start)
         size, kind = struct.unpack(">I4s", file.read(8))
         body = start + 8

@@ -4,6 +4,9 @@ import time
 from dataclasses import replace
 
 from cld_stream.config import IngestSettings
+from cld_stream.errors import MediaError
+from cld_stream.media.address import is_device
+from cld_stream.media.answers import receive
 from cld_stream.media.job import Chunk, Done, Event, Job
 from cld_stream.media.pool import Worker
 
@@ -42,12 +45,13 @@ class CameraLink:
         events: list[Event] = []
         try:
             while len(events) < _AT_ONCE and self._worker is worker and worker.pipe.poll(0):
-                event, worker.spent = worker.pipe.recv()
+                event, worker.spent = receive(worker.pipe)
                 worker.watchdog.heard()
                 if event is not None:
                     events.append(self._take(event))
-        except (EOFError, OSError):
-            events.append(self._take(Done("BROKEN", worker.obituary())))
+        except (EOFError, OSError, MediaError) as error:
+            why = str(error) if isinstance(error, MediaError) else worker.obituary()
+            events.append(self._take(Done("BROKEN", why)))
             self.close()
         busy = self._worker is worker and worker.job is not None
         if busy and time.monotonic() > worker.watchdog.next_look and (why := worker.watchdog.verdict()):
@@ -71,7 +75,7 @@ class CameraLink:
         if old is not None and (old.spent or old.process.poll() is not None):
             self.close()
         if self._worker is None:
-            self._worker = Worker(self._settings)
+            self._worker = Worker(self._settings, self.job.url if is_device(self.job.url) else "net")
         self._worker.take(self.job)
 
     def _take(self, event: Event) -> Event:

@@ -18,8 +18,8 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+from cld_stream.media.header import read_header
 from cld_stream.media.job import Member
-from cld_stream.media.pictures import open_picture, taken_utc
 from cld_stream.media.probe import kind_of
 
 __all__ = ["MIN_MEMBERS", "numbered_sequence"]
@@ -69,8 +69,9 @@ def _looks_filmed(pictures: list[Path], *, one_size: bool) -> bool:
     """Read a few headers: no capture time of a camera and, if asked for, one size."""
     sizes = set()
     for path in pictures[:: max(1, len(pictures) // _SAMPLED)]:
-        with contextlib.suppress(Exception), open_picture(path, max_pixels=2**62) as picture:
-            if taken_utc(picture) is not None:
+        with contextlib.suppress(Exception):
+            header = read_header(path)
+            if header.taken_utc is not None:
                 return False
-            sizes.add(picture.size)
+            sizes.add(header.size)
     return len(sizes) == 1 or (not one_size and bool(sizes))

@@ -1,5 +1,6 @@
 """Photos: one frame each. Animated pictures: short videos, sampled as videos are."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -166,5 +167,7 @@ def _wall_utc(job: Job, path: Path, picture: Image.Image) -> float | None:
     """EXIF time, else when the file was last written."""
     if job.start_utc is not None and path == job.path:
         return job.start_utc
-    taken = taken_utc(picture)
+    taken = None
+    with contextlib.suppress(Exception):
+        taken = taken_utc(picture.getexif())
     return path.stat().st_mtime if taken is None else taken

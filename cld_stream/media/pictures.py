@@ -33,13 +33,16 @@ _limits = threading.RLock()  # Pillow's limits are process-wide
 
 
 @contextlib.contextmanager
-def open_picture(path: Path, max_pixels: int = 250_000_000, *, tolerant: bool = False) -> Iterator[Image.Image]:
+def open_picture(
+    path: Path, max_pixels: int = 250_000_000, *, tolerant: bool = False, formats: tuple[str, ...] = _FORMATS
+) -> Iterator[Image.Image]:
     """Open a picture; its header is read, its pixels are not.
 
     Args:
         path: any file.
         max_pixels: larger pictures are refused, before and (for nested ones) during decoding.
         tolerant: decode what is there of a truncated file.
+        formats: as Pillow names them.
 
     Raises:
         Image.DecompressionBombError: larger than `max_pixels`.
@@ -52,7 +55,7 @@ def open_picture(path: Path, max_pixels: int = 250_000_000, *, tolerant: bool = 
         # Pillow raises above twice its limit and warns above it.
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = (max_pixels + 1) // 2, tolerant
         try:
-            with Image.open(path, formats=_FORMATS) as picture:
+            with Image.open(path, formats=formats) as picture:
                 if picture.width * picture.height > max_pixels:
                     raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
                 yield picture
@@ -85,10 +88,9 @@ def upright_rgb(picture: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(rgb)
 
 
-def taken_utc(picture: Image.Image) -> float | None:
+def taken_utc(exif: Image.Exif) -> float | None:
     """EXIF capture time [s since 1970]. Without an EXIF offset it is taken as local time of this machine."""
     with contextlib.suppress(Exception):
-        exif = picture.getexif()
         detail = exif.get_ifd(ExifTags.IFD.Exif)
         for text, offset, fraction in (
             (detail.get(0x9003), detail.get(0x9011), detail.get(0x9291)),  # DateTimeOriginal

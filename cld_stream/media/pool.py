@@ -15,7 +15,10 @@ from pathlib import Path
 from types import TracebackType
 
 from cld_stream.config import IngestSettings
+from cld_stream.errors import MediaError
+from cld_stream.media.answers import receive
 from cld_stream.media.job import Chunk, Done, Event, Job
+from cld_stream.media.sandbox import scrubbed
 from cld_stream.media.watchdog import Watchdog
 
 __all__ = ["DecodePool", "Worker"]
@@ -26,16 +29,17 @@ _WINDOW_BYTES = 64 * 2**20  # events of such jobs kept in memory
 
 
 class Worker:
-    """One process, in its own process group, and the socket to it.
+    """One confined process (see `sandbox`), in its own process group, and the socket to it.
 
     Args:
         settings: how much memory it may take, and how long it may be silent.
+        camera: what it may reach besides files: nothing, "net", or the path of a device.
     """
 
-    def __init__(self, settings: IngestSettings) -> None:
+    def __init__(self, settings: IngestSettings, camera: str = "") -> None:
         ours, theirs = socket.socketpair()
         memory_mb = str(settings.worker_memory_mb)
-        command = [sys.executable, "-m", "cld_stream.media.worker", str(theirs.fileno()), memory_mb]
+        command = [sys.executable, "-m", "cld_stream.media.worker", str(theirs.fileno()), memory_mb, camera]
         self.process = subprocess.Popen(  # noqa: S603
             command,
             pass_fds=[theirs.fileno()],
@@ -86,8 +90,8 @@ class Worker:
 def _environment() -> dict[str, str]:
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    one = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    return {**os.environ, **one, "PYTHONPATH": path}
+    one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    return {**scrubbed(os.environ), **one, "PYTHONPATH": path}
 
 
 def _cores() -> int:
@@ -237,9 +241,9 @@ class DecodePool:
 
     def _receive(self, worker: Worker, pending: _Pending) -> None:
         try:
-            event, spent = worker.pipe.recv()
-        except (EOFError, OSError):
-            pending.add(Done("BROKEN", worker.obituary()))
+            event, spent = receive(worker.pipe)
+        except (EOFError, OSError, MediaError) as error:
+            pending.add(Done("BROKEN", str(error) if isinstance(error, MediaError) else worker.obituary()))
             self._replace(worker)
             return
         worker.watchdog.heard()

@@ -1,7 +1,7 @@
-"""What a file is, told by its first bytes, and when it was taken, told by its header. Nothing is decoded.
+"""What a file is, told by its first bytes, and when it was taken, told by its header.
 
-A name decides only where the bytes say nothing: an unreadable `.jpg` is a broken photo, an
-unreadable `.txt` is not ours.
+Nothing is decoded, and no C library sees the file: this runs outside of the workers. A name decides only where the
+bytes say nothing: an unreadable `.jpg` is a broken photo, an unreadable `.txt` is not ours.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from cld_stream.media.boxes import walk
-from cld_stream.media.pictures import open_picture, taken_utc
+from cld_stream.media.header import read_header
 
 __all__ = ["Kind", "Probe", "kind_of", "probe", "video_utc"]
 
@@ -67,8 +67,8 @@ def probe(path: Path) -> Probe:
         if kind == "video":
             return Probe(kind, video_utc(file, head))
     if kind == "photo":
-        with contextlib.suppress(Exception), open_picture(path) as picture:
-            return Probe(kind, taken_utc(picture))
+        with contextlib.suppress(Exception):
+            return Probe(kind, read_header(path).taken_utc)
     return Probe(kind)
 
 

@@ -1,7 +1,8 @@
-"""A decoding worker: `python -m cld_stream.media.worker FD MEMORY_MB`, started by `DecodePool`.
+"""A decoding worker: `python -m cld_stream.media.worker FD MEMORY_MB [CAMERA]`, started by `Worker`.
 
 It takes jobs from the socket FD and answers (event, spent); an event None is a sign of life, `spent` asks for a
 new worker. It ignores Ctrl-C, dies with its parent, and may take so much address space beyond its start and no more.
+It is confined before its first job: see `sandbox`. With CAMERA ("net", or a device) it may reach that.
 """
 
 import contextlib
@@ -16,13 +17,16 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from cld_stream.media.address import is_device
 from cld_stream.media.job import Done, Event, Job
 from cld_stream.media.reasons import TOO_MUCH_MEMORY
+from cld_stream.media.sandbox import confine
 
 __all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1
 _BEAT_S = 0.5
+_MOST_REASON = 500  # characters
 
 
 def main(argv: list[str]) -> int:
@@ -31,6 +35,8 @@ def main(argv: list[str]) -> int:
     _die_with_parent()
     pipe, memory = Connection(int(argv[1])), _Memory(int(argv[2]))
     memory.load("cld_stream.media.video")
+    camera = argv[3] if len(argv) > 3 else ""
+    confine(network=camera == "net", device=camera if is_device(camera) else "")
     with contextlib.suppress(EOFError, OSError):
         pipe.send((None, False))
         while (job := pipe.recv()) is not None:
@@ -48,7 +54,7 @@ def _serve(job: Job, pipe: Connection, memory: "_Memory") -> None:
             pipe.send((None, False))
 
     def done(reason: str, spent: bool = False) -> None:
-        pipe.send((Done("BROKEN", reason), spent or memory.spent()))
+        pipe.send((Done("BROKEN", reason[:_MOST_REASON]), spent or memory.spent()))
 
     try:
         if job.reader == "decord":
@@ -79,6 +85,10 @@ def _read(job: Job, beat: Callable[[], None]) -> Iterator[Event]:
         from cld_stream.media.camera import read_camera
 
         return read_camera(job, beat)
+    if job.kind == "probe":
+        from cld_stream.media.sandbox_probe import read_probe
+
+        return read_probe(job)
     from cld_stream.media.sequence import read_sequence
 
     return read_sequence(job)

@@ -55,6 +55,7 @@ def doctor(store: Path, *, rebuild_catalog: bool = False) -> Doctor:
     checks = [Check("python", "ok", f"{platform.python_version()} on {platform.platform()}")]
     for name, look in _MACHINE.items():
         checks.append(_look(name, look))
+    checks += _sandboxes()
     if rebuild_catalog:
         from cld_stream.storage.rebuild import rebuild_catalog as rebuild
 
@@ -122,6 +123,33 @@ def _zarr() -> str:
 _MACHINE: dict[str, Callable[[], str]] = {
     "decord": _decord, "pyav": _pyav, "photos": _photos, "jpeg": _jpeg, "torch": _torch, "faiss": _faiss, "zarr": _zarr,
 }  # fmt: skip
+
+
+def _sandbox(name: str, camera: str) -> Check:
+    """What the decoding workers cannot do; a note if this system leaves them something that they should not have."""
+    from cld_stream.media.sandbox_check import worker_abilities
+
+    able = worker_abilities(camera)
+    allowed = {"network": able.network or able.datagrams, "writing files": able.files, "programs": able.programs,
+               "processes": able.processes, "environment of others": able.outside}  # fmt: skip
+    if camera:
+        del allowed["network"]
+    denied = ", ".join(f"no {what}" for what, can in allowed.items() if not can) or "nothing denied"
+    detail = f"{denied}; {able.descriptors} open files, {len(able.environment)} environment variables"
+    left = [what for what, can in allowed.items() if can]
+    if not left:
+        return Check(name, "ok", detail)
+    return Check(name, "note", f"{detail}; NOT denied here: {', '.join(left)} (needs Linux 6.2, x86-64 or ARM64)")
+
+
+def _sandboxes() -> list[Check]:
+    checks = []
+    for name, camera in (("file workers", ""), ("camera workers", "net")):
+        try:
+            checks.append(_sandbox(name, camera))
+        except (CldError, OSError) as e:
+            checks.append(Check(name, "broken", str(e)))
+    return checks
 
 
 def _store(path: Path) -> list[Check]:

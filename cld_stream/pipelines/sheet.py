@@ -80,10 +80,10 @@ def write_page(store: Store, answer: Answer, path: Path) -> None:
     cells = "\n".join(_cell(hit, jpeg, fit) for hit, jpeg in zip(hits, _jpegs(store, hits), strict=True))
     asked = _figure(question.jpeg, question.aspect, fit) if question.jpeg else ""  # its title says why
     page = _PAGE.format(
-        title=html.escape(question.title),
+        title=_text(question.title),
         asked=asked,
-        about=html.escape(f"{len(answer.hits)} neighbours in {answer.store}"),
-        snapshot=html.escape(f"snapshot {answer.snapshot}, space {answer.space}"),
+        about=_text(f"{len(answer.hits)} neighbours in {answer.store}"),
+        snapshot=_text(f"snapshot {answer.snapshot}, space {answer.space}"),
         cells=cells or "<p>No stored frame passes the filters.</p>",
         more=f"<p>and {more} more</p>" if more else "",
     )
@@ -101,7 +101,7 @@ def _draw_question(sheet: Image.Image, draw: ImageDraw.ImageDraw, answer: Answer
         picture = picture.resize(size, Image.Resampling.LANCZOS)
         sheet.paste(picture, (_MARGIN, y))
         y += picture.height + 14
-    for line in _lines(draw, question.title, _font(20), _QUERY, 3):
+    for line in _lines(draw, _plain(question.title), _font(20), _QUERY, 3):
         draw.text((_MARGIN, y), line, _INK, _font(20))
         y += 26
     y += 6
@@ -147,7 +147,16 @@ def _jpegs(store: Store, hits: Sequence[Hit]) -> list[bytes]:
 
 
 def _name(hit: Hit) -> str:
-    return "".join(c if c.isprintable() else "?" for c in Path(hit.source).name)
+    return _plain(Path(hit.source).name)
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _text(text: str) -> str:
+    """As text in a page."""
+    return html.escape(_plain(text))
 
 
 def _moment(hit: Hit) -> str:
@@ -205,8 +214,8 @@ def _cell(hit: Hit, jpeg: bytes, fit: str) -> str:
     return (
         f'<figure><div class="box">{picture}</div><figcaption>'
         f"<b>{hit.rank}</b><em>{hit.similarity:.3f}</em>"
-        f'<span title="{html.escape(hit.source)}">{html.escape(_name(hit))}</span>'
-        f"<span>{html.escape(_moment(hit))} &middot; frame {hit.frame}</span></figcaption></figure>"
+        f'<span title="{_text(hit.source)}">{_text(_name(hit))}</span>'
+        f"<span>{_moment(hit)} &middot; frame {hit.frame}</span></figcaption></figure>"
     )
 
 

@@ -167,7 +167,7 @@ def test_exif_time_uses_its_offset(tmp_path: Path, offset: str, utc: float) -> N
     exif.get_ifd(0x8769).update({0x9003: "2024:05:06 12:00:00", 0x9011: offset, 0x9291: "25"})
     Image.new("RGB", (8, 8)).save(tmp_path / "timed.jpg", exif=exif)
     with open_picture(tmp_path / "timed.jpg") as picture:
-        found = taken_utc(picture)
+        found = taken_utc(picture.getexif())
     assert found == datetime(2024, 5, 6, tzinfo=UTC).timestamp() + utc * 3600 + 0.25
 
 
