@@ -30,7 +30,7 @@ import psutil
 
 from benchmarks.mutate import mutated
 from cld_stream.errors import CldError
-from cld_stream.storage.rebuild import check
+from cld_stream.storage.check import check
 from cld_stream.storage.store import Store
 
 _OUT = Path(__file__).parent / "results" / "fuzz.jsonl"
