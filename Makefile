@@ -1,4 +1,4 @@
-# make demo | test | check | bench | chaos | soak | gpu | audit | clean      (needs Python 3.11+ and make; everything else it installs)
+# make demo | test | check | bench | chaos | soak | fuzz | gpu | audit | clean      (needs Python 3.11+ and make; everything else it installs)
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,8 +7,9 @@ DATA   := $(wildcard ../shared/data)
 export CLD_STREAM_DATA ?= $(abspath $(DATA))
 
 MINUTES ?= 60
+FILES   ?= 20000
 
-.PHONY: demo test check lint bench chaos soak gpu audit clean
+.PHONY: demo test check lint bench chaos soak fuzz gpu audit clean
 
 demo: $(READY)
 	$(BIN)/cld-stream demo --out demo-out
@@ -32,6 +33,10 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.kmeans
 	$(BIN)/python -m benchmarks.incremental
 
+fuzz: $(READY)
+	$(BIN)/pip install -q -e '.[bench]'
+	$(BIN)/python -m benchmarks.fuzz --files $(FILES)
+
 chaos: $(READY)
 	$(BIN)/python -m benchmarks.chaos --minutes $(MINUTES) --write
 
@@ -45,8 +50,13 @@ gpu: $(READY)
 
 audit: $(READY)
 	$(BIN)/pip install -q pip-audit bandit
-	-$(BIN)/pip-audit --skip-editable
-	-$(BIN)/bandit -q -r cld_stream
+	$(BIN)/bandit -q -c pyproject.toml -r cld_stream
+	@echo "bandit: nothing found"
+	@said=$$($(BIN)/pip-audit --skip-editable --progress-spinner off --timeout 15 2>&1); code=$$?; \
+	  unknown=$$(echo "$$said" | grep -c 'not found on PyPI'); all=$$($(BIN)/pip list 2>/dev/null | tail -n +3 | wc -l); \
+	  if echo "$$said" | grep -q '^Found'; then echo "$$said"; exit 1; fi; \
+	  if [ $$code -ne 0 ]; then echo "$$said" | tail -1; unknown=$$all; fi; \
+	  echo "pip-audit: no vulnerability known; $$unknown of $$all packages NOT CHECKED (its service cannot be reached, or does not know them)"
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

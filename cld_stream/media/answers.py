@@ -6,7 +6,7 @@ and looked through, so that what reaches the ledger has the types and ranges tha
 
 import io
 import math
-import pickle
+import pickle  # nosec B403
 from multiprocessing.connection import Connection
 from typing import Any, get_args
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
+import subprocess  # nosec B404
 import sys
 import time
 from collections import deque
@@ -39,8 +39,9 @@ class Worker:
     def __init__(self, settings: IngestSettings, camera: str = "") -> None:
         ours, theirs = socket.socketpair()
         memory_mb = str(settings.worker_memory_mb)
-        command = [sys.executable, "-m", "cld_stream.media.worker", str(theirs.fileno()), memory_mb, camera]
-        self.process = subprocess.Popen(  # noqa: S603
+        module = ["-P", "-m", "cld_stream.media.worker"]  # without -P, modules in the current folder would come first
+        command = [sys.executable, *module, str(theirs.fileno()), memory_mb, camera]
+        self.process = subprocess.Popen(  # noqa: S603 - no shell  # nosec B603
             command,
             pass_fds=[theirs.fileno()],
             start_new_session=True,

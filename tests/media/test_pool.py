@@ -34,6 +34,18 @@ def outcomes(pool: DecodePool, jobs: list[Job]) -> list[Done]:
     return [event for _, event in pool.run(jobs) if isinstance(event, Done)]
 
 
+def test_modules_in_the_current_folder_are_not_what_a_worker_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("numpy", "PIL", "av", "cld_stream"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(1)")
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    with DecodePool(1, IngestSettings()) as pool:
+        (done,) = outcomes(pool, [Job(key=0, kind="photo", path=tmp_path / "a.jpg")])
+    assert done.outcome == "ADDED", done.reason
+
+
 def test_events_come_in_job_order_and_hold_what_the_reader_gives(tmp_path: Path) -> None:
     paths = [counter(tmp_path / f"{i}.mp4", steady(400 if i % 5 == 0 else 20)) for i in range(12)]
     jobs = video_jobs(paths)
