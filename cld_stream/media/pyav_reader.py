@@ -134,9 +134,11 @@ def _decoded(
 ) -> Iterator[Any]:
     target = _entry(plan, job.fps, first_cell) if damage.count == 0 else plan.first
     with contextlib.ExitStack() as opened:
+        _set_up(video_stream(container), plan)
         packets = _kept_from(target, plan) or _packets_from(container, target, plan, damage)
         if packets is None:
             again = opened.enter_context(open_container(job.path))
+            _set_up(video_stream(again), plan)
             packets = _packets(again, video_stream(again), damage)
         for packet in _needed(packets, plan):
             beat()
@@ -156,18 +158,33 @@ def _decoded(
 def _kept_from(target: int | None, plan: Plan) -> Iterator[Any] | None:
     """What the plan kept, from the packet at `target` on where decoding can begin there; None if it kept nothing."""
     if plan.seekable and any(packet.pts == target for packet in plan.kept):
+        _show_first(plan.kept[0], target)
         return dropwhile(lambda packet: packet.pts != target, plan.kept)
     return iter(plan.kept) if plan.kept else None
+
+
+def _set_up(stream: Any, plan: Plan) -> None:
+    stream.codec_context.thread_count = 1
+    if plan.skip_unreferenced:
+        stream.codec_context.skip_frame = "NONREF"
+
+
+def _show_first(packet: Any, target: int | None) -> None:
+    """Let the decoder see the first packet before it begins at `target`, and forget its pictures.
+
+    Files may say something there alone that all of them need: x264 its version, from which FFmpeg knows which errors
+    of old versions to expect in 4:4:4.
+    """
+    if packet.pts != target:
+        with contextlib.suppress(av.FFmpegError):
+            packet.decode()
+        packet.stream.codec_context.flush_buffers()
 
 
 def _needed(packets: Iterator[Any], plan: Plan) -> Iterator[Any]:
     """The packets that the plan decodes; the last one is empty and flushes the decoder."""
     forward, begin = plan.mode != "keys", plan.forward_from
-    for number, packet in enumerate(packets):
-        if number == 0:
-            packet.stream.codec_context.thread_count = 1
-            if plan.skip_unreferenced:
-                packet.stream.codec_context.skip_frame = "NONREF"
+    for packet in packets:
         if begin is not None and packet.pts == begin:
             forward = True
         if packet.size == 0:
@@ -191,8 +208,10 @@ def _packets_from(container: Any, target: int | None, plan: Plan, damage: Damage
         return None
     stream = video_stream(container)
     try:
+        container.seek(plan.first, stream=stream, backward=True)
+        _show_first(next(container.demux(stream)), target)
         container.seek(target, stream=stream, backward=True)
-    except av.FFmpegError:
+    except (av.FFmpegError, StopIteration):
         return None
     packets = _packets(container, stream, damage)
     first = next(packets, None)

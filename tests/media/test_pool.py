@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,24 @@ def test_damaged_videos_of_the_zoo_resume_exactly(data_dir: Path) -> None:
         for at, event in enumerate(e for e in events if isinstance(e, Chunk)):
             again = Job(key=0, kind="video", path=job.path, fps=3.0, cursor=event.cursor)
             assert same(frames_of(read_video(again)), whole[at + 1 :]), (name, at)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_only_the_first_packet_says_is_known_where_an_earlier_run_is_continued(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """4:4:4 of an old x264, whose version stands in the first packet: without it FFmpeg decodes the rest wrongly."""
+    if not kept:  # as of a large file
+        monkeypatch.setattr("cld_stream.media.plan._KEPT_BYTES", 0)
+    path = data_dir / "media-zoo/video/imageio/cockatoo.mp4"
+    job = Job(key=0, kind="video", path=path, fps=4.0, size=32)
+    events = list(read_video(job, chunk_frames=18))
+    whole, chunks = frames_of(iter(events)), [e for e in events if isinstance(e, Chunk)]
+    for at, event in enumerate(chunks[:-1], 1):
+        again = list(read_video(replace(job, cursor=event.cursor)))
+        assert same(frames_of(iter(again)), whole[18 * at :])
+        assert again[-1] == events[-1]
 
 
 def test_a_pool_may_be_used_from_a_thread(tmp_path: Path) -> None:
