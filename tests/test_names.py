@@ -1,5 +1,6 @@
 """File names made to hurt whoever prints them, through every command that does."""
 
+import logging
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cld_stream.cli import main
-from cld_stream.cli.output import console, fail
+from cld_stream.cli.output import console, fail, set_up_logging
 from cld_stream.storage.store import Store
 from tests.test_end_to_end import TINY
 
@@ -197,3 +198,32 @@ def test_an_error_outside_of_ours_is_shown_harmlessly(capfdbinary: pytest.Captur
     console.file = sys.stderr
     fail("a \x1b[31m b \udcff c \x7f")
     assert capfdbinary.readouterr().err == b"a \\x1b[31m b \\udcff c \\x7f\n"
+
+
+def test_a_locale_without_the_characters_is_no_crash(footage: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "cld_stream",
+        "ingest",
+        str(footage),
+        "--dry-run",
+        "--store",
+        str(tmp_path / "none"),
+    ]
+    env = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    for more in ([], ["--json"]):
+        done = subprocess.run([*command, *more], capture_output=True, env=env)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_log_lines_cannot_talk_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("cld_stream")
+    before = log.handlers[:], log.level
+    try:
+        set_up_logging(0, debug=False)
+        log.warning("lost %s", "a\x1b[31m\nb")
+    finally:
+        log.handlers[:], _ = before
+        log.setLevel(before[1])
+    assert capsys.readouterr().err.endswith("lost a\\x1b[31m\\nb\n")

@@ -11,7 +11,7 @@ import typer
 
 import cld_stream
 from cld_stream.cli import evaluate, ingest, manage, query, snapshots, train, tune
-from cld_stream.cli.output import console, fail, set_up_logging
+from cld_stream.cli.output import console, escape_what_cannot_be_encoded, fail, set_up_logging
 from cld_stream.errors import CldError
 
 app = typer.Typer(
@@ -61,6 +61,7 @@ def _flags_first(args: list[str]) -> list[str]:
 def main() -> None:
     """Entry point of `cld-stream`. Exit codes: see `cld_stream.errors`."""
     atexit.register(gc.freeze)  # else the interpreter goes through all of torch's objects to end: a second of CPU
+    escape_what_cannot_be_encoded()
     try:
         app(_flags_first(sys.argv[1:]))
     except CldError as e:

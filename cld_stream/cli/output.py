@@ -18,6 +18,13 @@ def safe(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def escape_what_cannot_be_encoded() -> None:
+    """A name that stdout or stderr has no character for is shown escaped, whatever the locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def answer(text: str) -> None:
     """Print the answer of a command to stdout."""
     sys.stdout.write(text + "\n")
@@ -51,6 +58,11 @@ class _LogLines(io.TextIOBase):
         return len(text)
 
 
+class _Harmless(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return safe(super().formatMessage(record))
+
+
 class _AsJson(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -73,9 +85,10 @@ def set_up_logging(verbosity: int, *, debug: bool, as_json: bool = False) -> Non
         logging.getLogger("cld_stream.cli").setLevel(logging.INFO)
     elif console.is_terminal:
         handler = RichHandler(console=console, show_path=False, markup=False)
+        handler.setFormatter(_Harmless("%(message)s"))
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(_Harmless("%(asctime)s %(levelname)s %(message)s"))
     log = logging.getLogger("cld_stream")
     log.handlers[:] = [handler]
     log.setLevel(level)

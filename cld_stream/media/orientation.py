@@ -32,7 +32,10 @@ class Orientation:
 
 def orientation_of(frame: Any) -> Orientation:
     """What the display matrix [[a, b], [c, d]] of a decoded PyAV frame says; without one it is upright."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18.1 knows not all of FFmpeg's side data: EXIF in Motion JPEG
+        return Orientation(round(frame.rotation / 90) % 4, mirrored=False)
     if data is None:
         return Orientation(0, mirrored=False)
     a, b, _, c, d = np.frombuffer(bytes(data), np.int32, 5).tolist()

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ _TURN = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it says of damage reaches the terminal
 _limits = threading.RLock()  # Pillow's limits are process-wide
 
 

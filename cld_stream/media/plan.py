@@ -5,7 +5,7 @@ from the first displayed frame; of every cell one frame is kept, the nearest to 
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -19,7 +19,7 @@ from cld_stream.errors import MediaError
 from cld_stream.media.reasons import DAMAGED_PART, video_reason
 from cld_stream.media.references import reference_test
 
-__all__ = ["NoVideoError", "Plan", "cell_of", "make_plan", "open_container", "path_of", "ticks_of"]
+__all__ = ["NoVideoError", "Plan", "cell_of", "make_plan", "open_container", "packets_of", "path_of", "ticks_of"]
 
 av.logging.set_level(av.logging.PANIC)  # reasons are reported, FFmpeg's chatter is not
 
@@ -188,12 +188,22 @@ def video_stream(container: Any) -> Any:
 _COVER = av.stream.Disposition.attached_pic
 
 
+def packets_of(container: Any, streams: list[Any]) -> Iterator[Any]:
+    """Every packet of some streams. PyAV fails at one of a stream that begins later in the file: those are left out."""
+    while True:
+        try:
+            yield from container.demux(*streams)
+        except IndexError:
+            continue
+        return
+
+
 def _walk(container: Any, stream: Any, beat: Callable[[], None]) -> _Walk:
     walk, ends = _Walk(room=_KEPT_BYTES), dict[int, int]()
     referenced, index = reference_test(stream.codec_context), stream.index
     try:
         # MP4 counts its frames, so that a cut is seen without reading the sound
-        for packet in container.demux(*([stream] if _counts_frames(container) else [])):
+        for packet in packets_of(container, [stream] if _counts_frames(container) else list(container.streams)):
             beat()
             if packet.stream.index == index:
                 walk.keep(packet)

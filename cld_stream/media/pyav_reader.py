@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cld_stream.media.frames import Fit, Window, windows
 from cld_stream.media.job import Job
 from cld_stream.media.orientation import orientation_of
-from cld_stream.media.plan import Plan, cell_of, open_container, path_of, ticks_of, video_stream
+from cld_stream.media.plan import Plan, cell_of, open_container, packets_of, path_of, ticks_of, video_stream
 from cld_stream.media.reasons import DAMAGED_PART, video_reason
 
 __all__ = ["Damage", "Picture", "Shape", "read_pyav"]
@@ -134,12 +134,10 @@ def _decoded(
 ) -> Iterator[Any]:
     target = _entry(plan, job.fps, first_cell) if damage.count == 0 else plan.first
     with contextlib.ExitStack() as opened:
-        _set_up(video_stream(container), plan)
         packets = _kept_from(target, plan) or _packets_from(container, target, plan, damage)
         if packets is None:
             again = opened.enter_context(open_container(job.path))
-            _set_up(video_stream(again), plan)
-            packets = _packets(again, video_stream(again), damage)
+            packets = _packets(again, _set_up(video_stream(again), plan), damage)
         for packet in _needed(packets, plan):
             beat()
             try:
@@ -157,16 +155,21 @@ def _decoded(
 
 def _kept_from(target: int | None, plan: Plan) -> Iterator[Any] | None:
     """What the plan kept, from the packet at `target` on where decoding can begin there; None if it kept nothing."""
+    if not plan.kept:
+        return None
+    _set_up(plan.kept[0].stream, plan)
     if plan.seekable and any(packet.pts == target for packet in plan.kept):
         _show_first(plan.kept[0], target)
         return dropwhile(lambda packet: packet.pts != target, plan.kept)
-    return iter(plan.kept) if plan.kept else None
+    return iter(plan.kept)
 
 
-def _set_up(stream: Any, plan: Plan) -> None:
+def _set_up(stream: Any, plan: Plan) -> Any:
+    """The stream, its decoder ready for this plan."""
     stream.codec_context.thread_count = 1
     if plan.skip_unreferenced:
         stream.codec_context.skip_frame = "NONREF"
+    return stream
 
 
 def _show_first(packet: Any, target: int | None) -> None:
@@ -197,7 +200,7 @@ def _needed(packets: Iterator[Any], plan: Plan) -> Iterator[Any]:
 def _packets(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
     """Every packet, as far as the file can be read."""
     try:
-        yield from container.demux(stream)
+        yield from packets_of(container, [stream])
     except (av.FFmpegError, OSError) as error:
         damage.add(video_reason(path_of(container), error, "the rest of the file is damaged and was left out"))
 
@@ -206,7 +209,7 @@ def _packets_from(container: Any, target: int | None, plan: Plan, damage: Damage
     """The packets from the one at `target` on, by a seek; None where that cannot be had exactly."""
     if not plan.seekable or target is None:
         return None
-    stream = video_stream(container)
+    stream = _set_up(video_stream(container), plan)
     try:
         container.seek(plan.first, stream=stream, backward=True)
         _show_first(next(container.demux(stream)), target)

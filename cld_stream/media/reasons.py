@@ -17,6 +17,7 @@ MISSING_REST = "the file is cut off: its end is missing"
 TOO_MUCH_MEMORY = "reading it takes more memory than ingest.worker_memory_mb allows; raise that"
 VANISHED = "the file vanished before it was read"
 _NO_HEADER = "the file is cut off or damaged: its header cannot be read"
+_PIECE, _PIECES = 2**20, 256
 _CUT = ("truncated", "end of file", "cut short")  # as decoders say it
 _RAW = (".arw", ".cr2", ".cr3", ".crw", ".dng", ".nef", ".orf", ".raf", ".rw2")
 
@@ -79,15 +80,31 @@ def _system_reason(path: Path, error: BaseException) -> str:
         size = path.stat().st_size
     except OSError:
         return VANISHED
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) and error.errno == errno.EACCES:  # EPERM is FFmpeg's -1, for any failure
         return "no permission to read the file"
     if size == 0:
         return "the file is empty"
     if isinstance(error, MemoryError):
         return TOO_MUCH_MEMORY
-    if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV):
+    if (
+        isinstance(error, OSError)
+        and error.errno in (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV)
+        and _fails(path)
+    ):
         return f"the disk cannot read it ({error.strerror}); check the disk or its cable"
     return ""
+
+
+def _fails(path: Path) -> bool:
+    """Whether the disk really fails to give the file's start: FFmpeg says EIO of damaged files too."""
+    try:
+        with path.open("rb") as file:
+            for _ in range(_PIECES):
+                if not file.read(_PIECE):
+                    break
+    except OSError:
+        return True
+    return False
 
 
 def _head(path: Path) -> bytes:

@@ -66,7 +66,8 @@ def atomic_write(path: Path, parts: Iterable[bytes]) -> None:
     """Write a file so that every reader, also after a crash, sees the old content or all of the new."""
     aside = temporary(path)
     with whole(aside):
-        with aside.open("wb") as f:
+        aside.unlink(missing_ok=True)
+        with aside.open("xb") as f:  # never through a link that somebody put there
             for part in parts:
                 f.write(part)
             f.flush()

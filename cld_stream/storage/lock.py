@@ -40,10 +40,11 @@ class FileLock:
 
         Raises:
             LockHeldError: another process (or another lock object of this one) has it.
-            StoreError: the file system cannot lock, or the store cannot be written.
+            StoreError: the file system cannot lock, the store cannot be written, or a link in it leads elsewhere.
         """
+        _refuse_links(self.path.parent)
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as e:
             raise StoreError(
                 f"{self.path}: cannot open the {self.role} lock: {e.strerror}. "
@@ -110,6 +111,25 @@ def lock_holder(path: Path) -> dict[str, Any] | None:
     finally:
         os.close(fd)
     return None
+
+
+def _refuse_links(folder: Path) -> None:
+    """What is written to a store stays in it: nobody writes to one that has symbolic links inside.
+
+    Raises:
+        StoreError: there is one.
+    """
+    pending = [str(folder)]
+    while pending:
+        with suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    raise StoreError(
+                        f"{entry.path}: this is a link, and what is written to a store must stay in it. "
+                        "Put there what it leads to, or make the whole store a link."
+                    )
+                if entry.is_dir():
+                    pending.append(entry.path)
 
 
 def _flock(fd: int) -> None:

@@ -1,6 +1,9 @@
 """Photos: every kind of file becomes the upright RGB frame that a viewer would show."""
 
 import io
+import struct
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -176,3 +179,18 @@ def test_without_exif_the_time_is_when_the_file_was_written(tmp_path: Path) -> N
     events = list(read_photo(job(tmp_path / "plain.png")))
     assert isinstance(events[1], Chunk)
     assert events[1].frames[0].wall_utc == (tmp_path / "plain.png").stat().st_mtime
+
+
+def test_what_pillow_says_of_damage_does_not_reach_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    Image.new("RGB", (8, 8)).save(path)
+    data = path.read_bytes()
+    samples = struct.pack("<HHI", 277, 3, 1)  # SamplesPerPixel, a short
+    assert samples in data
+    path.write_bytes(data.replace(samples + b"\3\0", samples + b"\3\x40"))
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom cld_stream.media.probe import probe\n"
+        "print(probe(Path(sys.argv[1])).kind)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("photo\n", "")

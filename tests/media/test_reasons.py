@@ -1,5 +1,6 @@
 """Reasons are words for the person whose file it is."""
 
+import errno
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from cld_stream.media.job import Done, Job
 from cld_stream.media.photo import read_photo
+from cld_stream.media.reasons import video_reason
 from cld_stream.media.video import read_video
 
 RIDDLES = re.compile(r"Error|error -?\d|Exception|errno|0x|<|bytes not processed")
@@ -51,3 +53,17 @@ def check(done: object, words: str) -> None:
     assert done.outcome == "BROKEN"
     assert re.search(words, done.reason), done.reason
     assert not RIDDLES.search(done.reason), done.reason
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.EIO, "damaged"), (errno.EPERM, "damaged"), (errno.EACCES, "perm")]
+)
+def test_an_error_of_the_system_that_is_none_is_not_blamed_on_it(number: int, words: str, tmp_path: Path) -> None:
+    """FFmpeg gives EIO and EPERM for damaged files."""
+    (tmp_path / "a.mkv").write_bytes(bytes(100))
+    assert words in video_reason(tmp_path / "a.mkv", OSError(number, "as the system says it"))
+
+
+def test_a_disk_that_fails_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.mkv").mkdir()  # cannot be read either
+    assert "disk" in video_reason(tmp_path / "a.mkv", OSError(errno.EIO, "Input/output error"))

@@ -353,3 +353,39 @@ def test_decord_by_name_gives_the_frames_at_the_same_times(name: str, tmp_path: 
     ours, theirs = read(path, reader="pyav")[0], read(path, reader="decord")[0]
     assert [f.time_s for f in theirs] == pytest.approx([f.time_s for f in ours])
     assert [number_in(f) for f in theirs] == [number_in(f) for f in ours]
+
+
+def test_frames_that_carry_exif_are_read(tmp_path: Path) -> None:
+    """As in the Motion JPEG of still cameras."""
+    with av.open(tmp_path / "a.avi", "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p"
+        for n in range(10):
+            buffer, exif = io.BytesIO(), Image.Exif()
+            exif[0x010F] = "Maker"
+            Image.fromarray(numbered(n)).save(buffer, "JPEG", exif=exif)
+            packet = av.Packet(buffer.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, n, n, Fraction(1, 25)
+            packet.is_keyframe = True
+            container.mux(packet)
+    frames, done = read(tmp_path / "a.avi", fps=25.0)
+    assert (done.outcome, done.reason, len(frames)) == ("ADDED", "", 10)
+
+
+def test_a_stream_that_begins_later_in_the_file_does_no_harm(tmp_path: Path) -> None:
+    counter(tmp_path / "a.ts", steady(20))
+    with av.open(tmp_path / "b.ts", "w") as container:
+        sound = container.add_stream("mp2", rate=44_100)
+        for n in range(40):
+            frame = av.AudioFrame(format="s16", layout="stereo", samples=1152)
+            frame.planes[0].update(bytes(frame.planes[0].buffer_size))
+            frame.rate, frame.pts = 44_100, 1152 * n
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    other = bytearray((tmp_path / "b.ts").read_bytes())
+    for at in range(0, len(other), 188):  # another place for the sound: the first file's video is at 0x100
+        if other[at + 1] & 0x1F == 1 and other[at + 2] == 0:
+            other[at + 2] = 0x55
+    (tmp_path / "c.ts").write_bytes((tmp_path / "a.ts").read_bytes() * 40 + bytes(other))
+    _, done = read(tmp_path / "c.ts")
+    assert done.outcome in ("ADDED", "PARTIAL")

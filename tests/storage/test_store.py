@@ -19,6 +19,7 @@ from cld_stream.errors import (
     StoreError,
     StoreNotFoundError,
 )
+from cld_stream.storage.durable import atomic_write_bytes
 from cld_stream.storage.store import Store
 from tests.storage.pictures import jpeg, new_source, picture
 
@@ -194,3 +195,37 @@ def test_frames_are_read_back_after_reopening(tmp_path: Path) -> None:
         writer.append(source, [picture(source, i) for i in range(6)], None)
     with Store.open(tmp_path / "s") as store, store.reader() as reader:
         assert reader.jpegs([5, 0]) == [jpeg(1, 5), jpeg(1, 0)]
+
+
+@pytest.mark.parametrize("name", ["frames", "frames/c", "sidecars", "writer.lock", "snapshots", "logs", "catalog.db"])
+def test_a_link_inside_a_store_never_leads_a_write_outside(tmp_path: Path, name: str) -> None:
+    path, outside = tmp_path / "store", tmp_path / "outside"
+    Store.create(path, StoreSettings(size=16)).close()
+    if (path / name).exists():
+        (path / name).rename(outside)
+    else:
+        outside.mkdir()
+    (path / name).symlink_to(outside)
+    files = [p for p in (outside, *outside.rglob("*")) if p.is_file()]
+    before = {p: p.read_bytes() for p in files}
+    with pytest.raises(StoreError, match="this is a link"), Store.open(path) as store, store.writer("test"):
+        pass
+    with pytest.raises(StoreError, match="this is a link"), Store.open(path) as store, store.trainer_lock():
+        pass
+    assert {p: p.read_bytes() for p in (outside, *outside.rglob("*")) if p.is_file()} == before
+
+
+def test_the_store_itself_may_be_behind_a_link(tmp_path: Path) -> None:
+    Store.create(tmp_path / "store", SMALL).close()
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    with Store.open(tmp_path / "link") as store, store.writer("test"):
+        pass
+
+
+def test_a_link_where_a_file_is_written_aside_is_replaced(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / ".store.json.tmp").symlink_to(victim)
+    atomic_write_bytes(tmp_path / "store.json", b"new")
+    assert (victim.read_text(), (tmp_path / "store.json").read_bytes()) == ("mine", b"new")
+    assert not (tmp_path / "store.json").is_symlink()
