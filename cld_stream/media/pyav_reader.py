@@ -59,7 +59,7 @@ class Shape:
     """Turns decoded frames into upright RGB pictures of the store's size.
 
     Args:
-        aspect: width / height as shown, before rotation.
+        aspect: width / height as shown, before rotation; 0 = that of the decoded pixels (a damaged header has none).
         fit, size: the store's settings.
     """
 
@@ -79,7 +79,8 @@ class Shape:
         """(upright pixels, their place in the S x S frame, aspect as shown)."""
         way = orientation_of(frame)
         width, height = (frame.height, frame.width) if way.sideways else (frame.width, frame.height)
-        aspect = 1 / self.aspect if way.sideways else self.aspect
+        aspect = self.aspect or frame.width / frame.height
+        aspect = 1 / aspect if way.sideways else aspect
         w, h, cut, target = self.scaled(width, height, aspect)
         upright = way.upright(self._rgb(frame, *((h, w) if way.sideways else (w, h))))
         inner = upright[cut.y : cut.y + cut.height, cut.x : cut.x + cut.width]

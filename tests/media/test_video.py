@@ -18,6 +18,7 @@ from PIL import Image
 from cld_stream.media.frames import MediaFrame
 from cld_stream.media.job import Chunk, Done, Event, Job
 from cld_stream.media.plan import Plan, make_plan, open_container
+from cld_stream.media.pyav_reader import Shape
 from cld_stream.media.video import read_video
 
 TICK = Fraction(1, 1000)
@@ -389,3 +390,7 @@ def test_a_stream_that_begins_later_in_the_file_does_no_harm(tmp_path: Path) -> 
     (tmp_path / "c.ts").write_bytes((tmp_path / "a.ts").read_bytes() * 40 + bytes(other))
     _, done = read(tmp_path / "c.ts")
     assert done.outcome in ("ADDED", "PARTIAL")
+
+
+def test_where_the_header_has_no_shape_that_of_the_pixels_counts() -> None:
+    assert Shape(0.0, "stretch", 32).picture(av.VideoFrame(64, 48, "rgb24"))[2] == 64 / 48
