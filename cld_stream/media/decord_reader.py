@@ -28,8 +28,9 @@ def read_decord(job: Job, plan: Plan, first_cell: int, way: Orientation, beat: C
     """
     shape = Shape(plan.aspect, job.fit, job.size)
     width, height = (plan.height, plan.width) if way.sideways else (plan.width, plan.height)
-    aspect = plan.aspect or width / height
-    aspect = 1 / aspect if plan.aspect and way.sideways else aspect
+    if not plan.aspect:
+        raise MediaError("its header has no size of the picture; the reader auto goes by the decoded pixels")
+    aspect = 1 / plan.aspect if way.sideways else plan.aspect
     w, h, cut, target = shape.scaled(width, height, aspect)
     reader = _open(job, w, h)
     chosen = [c for c in _choose(reader, plan, job.fps) if c[0] >= first_cell]
