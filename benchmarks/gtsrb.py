@@ -31,6 +31,7 @@ from cld_stream.learn.augment import central_view
 from cld_stream.learn.buffer import Origin
 from cld_stream.learn.feed import Feed
 from cld_stream.learn.learner import Learner
+from cld_stream.learn.memory import keep_freed_memory
 from cld_stream.learn.probes import knn_classify
 
 RECIPE = (
@@ -159,6 +160,7 @@ def main() -> None:
     asked = parser.parse_args()
 
     torch.set_num_threads(asked.threads)
+    keep_freed_memory()
     base = load_settings(overrides=[*RECIPE, *asked.set])
     stream = read_split(asked.tracks, asked.work, "train", base)
     if asked.tune:

@@ -1,11 +1,13 @@
 """What a whole step costs beside the bare forward and backward of its two views, and where the rest goes.
 
-    python -m benchmarks.step [--case cpu|resnet18|resnet50] [--rounds 15] [--set buffer.capacity=16384] [--json]
+    python -m benchmarks.step [--case shipped|cpu|resnet18|resnet50] [--rounds 15] [--set SECTION.KEY=VALUE] [--json]
 
 The full step: augmentation, two views through the encoder, both losses over a full bank, local groups, buffer and
-policy, SGD with its check, averaged weights. Bare: two views of the same size through the same encoder, a sum as the
-loss, backward. Both alternate in one process; the median of the ratios of CPU time (on a GPU: of wall time after
-synchronising) counts. Then every part is measured alone; reading pixels is in none (the daemon prefetches them).
+policy, SGD with its check, averaged weights. `shipped` is what `train` takes without a GPU when told nothing: recipe
+`stream` under the sizes of `cpu`, with shots of 60 frames two seconds apart. Bare: two views of the same size through
+the same encoder, a sum as the loss, backward. Both alternate in one process; the median of the ratios of CPU time (on
+a GPU: of wall time after synchronising) counts. Then every part is measured alone; reading pixels is in none (the
+daemon prefetches them).
 """
 
 import argparse
@@ -17,21 +19,27 @@ from collections.abc import Callable
 from datetime import date
 from typing import Any
 
+import numpy as np
 import torch
 
 from cld_stream.config import Settings, load_settings
 from cld_stream.learn.branches import Batch
+from cld_stream.learn.buffer import Origin
 from cld_stream.learn.learner import Learner
 from cld_stream.learn.losses import cross_level_loss
+from cld_stream.learn.memory import keep_freed_memory
 from cld_stream.learn.undo import Undo
 
 BANK = 65_536
-CASES: dict[str, tuple[str, list[str]]] = {
-    "cpu": ("cpu", []),
-    "resnet18": ("gpu", ["encoder.crop=128", "optim.batch=256"]),
-    "resnet50": ("gpu", ["encoder.backbone=resnet50", "encoder.crop=128", "optim.batch=256"]),
+CASES: dict[str, tuple[tuple[str, ...], list[str]]] = {
+    "shipped": (("stream", "cpu"), []),
+    "cpu": (("cpu",), []),
+    "resnet18": (("stream", "gpu"), ["encoder.crop=128", "optim.batch=256"]),
+    "resnet50": (("stream", "gpu"), ["encoder.backbone=resnet50", "encoder.crop=128", "optim.batch=256"]),
 }
 GOAL = {"cpu": 1.25, "gpu": 1.10}
+SHOT = 60
+"""Frames of a shot: those of one are each other's near-repeats."""
 
 
 def settings_of(case: str, changes: list[str]) -> tuple[Settings, str]:
@@ -39,7 +47,13 @@ def settings_of(case: str, changes: list[str]) -> tuple[Settings, str]:
     recipe, overrides = CASES[case]
     overrides = [*overrides, f"buffer.capacity={BANK}", *changes]
     batch = load_settings(overrides=overrides, recipe=recipe).optim.batch
-    return load_settings(overrides=[f"loss.groups={batch // 2}", *overrides], recipe=recipe), recipe
+    return load_settings(overrides=[f"loss.groups={batch // 2}", *overrides], recipe=recipe), recipe[-1]
+
+
+def origin_of(ids: range) -> Origin:
+    """Shots of `SHOT` frames, two seconds apart."""
+    at = np.arange(ids.start, ids.stop)
+    return Origin(at // SHOT, 2.0 * (at % SHOT))
 
 
 class Clock:
@@ -62,14 +76,18 @@ class Bench:
         self.settings, self.clock = settings, Clock(device)
         self.learner = Learner(settings, device)
         capacity = settings.buffer.capacity
-        self.learner.remember(range(capacity))
+        self.learner.remember(range(capacity), origin_of(range(capacity)))
         everyone = torch.arange(capacity, device=device)
         generator = torch.Generator().manual_seed(0)
         rows = torch.randn(capacity, settings.encoder.feature_dim, generator=generator)
         self.learner.bank.fill(everyone, rows.to(device))
+        if self.learner.looks is not None:
+            self.learner.looks.bank.fill(everyone, rows.to(device))
         n, side, crop = settings.optim.batch, settings.store.size, settings.encoder.crop
-        pixels = torch.randint(0, 256, (n, side, side, 3), dtype=torch.uint8, generator=generator)
-        self.pixels, self.aspect = pixels.to(device), torch.full((n,), 4 / 3, device=device)
+        pixels = torch.randint(
+            0, 256, (2 * n, side, side, 3), dtype=torch.uint8, generator=generator
+        )  # of partners too
+        self.pixels, self.aspect = pixels.to(device), torch.full((2 * n,), 4 / 3, device=device)
         views = torch.randn(2 * n, 3, crop, crop, generator=generator).to(device)
         self.views = views.contiguous(memory_format=torch.channels_last)
         self.next_id = capacity
@@ -79,7 +97,8 @@ class Bench:
         fresh = range(self.next_id, self.next_id + self.settings.optim.fresh)
         self.next_id = fresh.stop
         began = self.clock()
-        report = self.learner.step(self.learner.plan(fresh), self.pixels, self.aspect)
+        plan = self.learner.plan(fresh, origin_of(fresh))
+        report = self.learner.step(plan, self.pixels[: len(plan.wanted)], self.aspect[: len(plan.wanted)])
         assert report.ok
         return self.clock() - began
 
@@ -115,16 +134,21 @@ class Bench:
             torch.stack([norm.isfinite() for norm in torch._foreach_norm(grads)]).all().item()
             optimiser.step()
 
+        fresh = range(self.next_id, self.next_id + s.optim.fresh)
+        plan = learner.plan(fresh, origin_of(fresh))
+        pixels, aspect = self.pixels[: len(plan.wanted)], self.aspect[: len(plan.wanted)]
+
         def bank() -> None:
             learner.bank.fill(new, f1.detach()[: len(new)])
             learner.bank.update(slots[len(new) :], f1.detach()[len(new) :], f2.detach()[len(new) :])
 
         return {
-            "two views": lambda: learner.views(self.pixels, self.aspect, torch.Generator(learner.device)),
+            "two views": lambda: learner._views(plan, pixels, aspect, torch.Generator(learner.device)),
             f"instance loss over {s.buffer.capacity:,} rows": lambda: learner.branch(batch).backward(),
             f"local groups (K {s.loss.groups} of {n}) and cross-level loss": cross_level,
             "bank": bank,
-            "buffer and policy": lambda: learner.plan(range(self.next_id, self.next_id + s.optim.fresh)),
+            "buffer: plan of a batch": lambda: learner.plan(fresh, origin_of(fresh)),
+            "policy: looks at frames, and what it makes of them": lambda: learner._look(plan, pixels, aspect),
             "finite check and SGD": finite_and_sgd,
             "averaged weights": lambda: learner.average.follow(learner.encoder),
             "undo, should the step go wrong": lambda: Undo(learner.encoder, learner.bank, new),
@@ -182,13 +206,14 @@ def page(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES, default="cpu")
+    parser.add_argument("--case", choices=CASES, default="shipped")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    keep_freed_memory()
     found = measure(asked.case, asked.rounds, asked.set)
     print(json.dumps(found) if asked.json else page(found))
 

@@ -18,6 +18,7 @@ from benchmarks.offline import data, ledger
 from benchmarks.offline.recipes import Cell
 from benchmarks.offline.score import score
 from benchmarks.offline.train import Run, state_file
+from cld_stream.learn.memory import keep_freed_memory
 
 __all__ = ["Job", "finish", "finish_all"]
 
@@ -41,6 +42,7 @@ def finish(cell: Cell, job: Job) -> bool:
     if time.time() >= job.deadline:
         return False
     torch.set_num_threads(job.threads)
+    keep_freed_memory()
     problem = data.build(job.cifar, cell.variant, cell.recipe.images, cell.seed, held_out=cell.held_out)
     run, kept = Run.start(cell, problem.train.pixels_NSS3, job.device), state_file(cell, job.work)
     if kept.exists():

@@ -24,6 +24,7 @@ from benchmarks.stream.score import PLACES, Judge
 from benchmarks.stream.tracks import Track
 from cld_stream.learn.feed import Feed
 from cld_stream.learn.learner import Learner
+from cld_stream.learn.memory import keep_freed_memory
 
 __all__ = ["Cell", "Job", "cell_of", "finish", "finish_all", "make_learner"]
 
@@ -91,6 +92,7 @@ def finish(cell: Cell, job: Job) -> bool:
     if time.time() >= job.deadline:
         return False
     torch.set_num_threads(job.threads)
+    keep_freed_memory()
     began = time.monotonic()
     problem = build(Stream(**cell.stream), job.folders, cell.seed)
     found = _measure(cell, problem, job.device)

@@ -14,6 +14,7 @@ from cld_stream.errors import CorruptError
 from cld_stream.learn.buffer import Ids
 from cld_stream.learn.feed import Feed
 from cld_stream.learn.learner import Learner, StepPlan
+from cld_stream.learn.memory import keep_freed_memory
 from cld_stream.pipelines.guard import Guard
 from cld_stream.pipelines.keeper import Keeper
 from cld_stream.pipelines.metrics import TrainProgress, TrainReport, log
@@ -66,6 +67,7 @@ def train(
     """
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
+    keep_freed_memory()
     began = time.monotonic()
     with ExitStack() as opened:
         store = opened.enter_context(Store.open(store_path))

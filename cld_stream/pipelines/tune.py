@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cld_stream.config import Settings, as_toml
 from cld_stream.errors import UsageError
+from cld_stream.learn.memory import keep_freed_memory
 from cld_stream.pipelines.restore import fresh_learner
 from cld_stream.pipelines.tune_candidates import Candidate, Given, list_candidates
 from cld_stream.pipelines.tune_ranking import Standing, rank_candidates
@@ -57,6 +58,7 @@ def tune(
     present = contenders[0].settings
     if present.train.threads:
         torch.set_num_threads(present.train.threads)
+    keep_freed_memory()
     with Store.open(store_path) as store:
         data = take_slice(store, frames, given.device)
     for each in contenders:

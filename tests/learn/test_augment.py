@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from cld_stream.config import AugmentSettings
-from cld_stream.learn import colour
+from cld_stream.learn import augment, colour
 from cld_stream.learn.augment import (
     MEAN,
     RATIOS,
@@ -44,17 +44,35 @@ def pixels(views: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("box", [(0, 0, 48, 48), (3, 5, 20, 30), (10, 8, 9, 12), (7, 7, 16, 16), (47, 0, 1, 1)])
 @pytest.mark.parametrize("crop", [16, 64])
-def test_a_crop_on_whole_pixels_is_torchvisions_antialiased_one(box: tuple[int, int, int, int], crop: int) -> None:
+def test_a_crop_is_torchvisions_antialiased_one(box: tuple[int, int, int, int], crop: int) -> None:
     top, left, height, width = box
     x = frames(2)
+    bytes_23SS = x.permute(0, 3, 1, 2)
     shares = Boxes(*(torch.full((2,), v / 48) for v in (left, top, width, height)))
-    expected = tvf.resized_crop(
-        x.permute(0, 3, 1, 2).float() / 255, top, left, height, width, [crop, crop], antialias=True
+    mirrored = torch.tensor([True, False])
+
+    ours = resized_crops(x, shares, crop, mirrored)
+    expected = tvf.resized_crop(bytes_23SS, top, left, height, width, [crop, crop], antialias=True).clone()
+    expected[0] = expected[0].flip(-1)
+    assert torch.equal((ours * 255).round().byte(), expected)
+    assert torch.equal(resized_crops(x, shares, crop)[1], ours[1])
+    assert torch.equal(
+        resized_crops(x, Boxes(*(part[:1] for part in shares)), crop, of_V=torch.tensor([1]))[0], ours[1]
     )
-    torch.testing.assert_close(resized_crops(x, shares, crop), expected, atol=1e-5, rtol=0)
-    mirrored = resized_crops(x, shares, crop, torch.tensor([True, False]))
-    torch.testing.assert_close(mirrored[0], expected[0].flip(-1), atol=1e-5, rtol=0)
-    torch.testing.assert_close(mirrored[1], expected[1], atol=1e-5, rtol=0)
+
+    # elsewhere than on a CPU: the same of floats
+    by_products = augment._crops_by_products(x, augment._whole_pixels(shares, 48), crop, mirrored)
+    exact = tvf.resized_crop(bytes_23SS.float() / 255, top, left, height, width, [crop, crop], antialias=True)
+    exact[0] = exact[0].flip(-1)
+    torch.testing.assert_close(by_products, exact, atol=1e-5, rtol=0)
+    assert (by_products - ours).abs().max() <= 1.01 / 255
+
+
+def test_boxes_are_rounded_to_whole_pixels_of_which_there_is_at_least_one() -> None:
+    shares = Boxes(
+        *(torch.tensor(v) for v in ([0.0, 0.26, 0.999], [0.0, 0.24, 0.5], [1.0, 0.5, 0.001], [0.1, 0.0, 0.5]))
+    )
+    assert augment._whole_pixels(shares, 10).T.tolist() == [[0, 1, 0, 10], [2, 3, 3, 8], [5, 10, 9, 10]]
 
 
 @pytest.mark.parametrize("aspect", [0.4, 1.0, 16 / 9, 4.0])

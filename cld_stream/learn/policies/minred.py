@@ -120,7 +120,7 @@ class MinRed(Policy):
         key_M = np.where(live, self.looked_M, never)
         key_M[new] = never
         n = min(max(_FEWEST, _WORK // self.capacity), self.capacity)
-        longest = np.argpartition(key_M, n - 1)[:n]
+        longest = torch.from_numpy(key_M).topk(n, largest=False, sorted=False).indices.numpy()  # argpartition: 100 x
         return np.concatenate([new, np.sort(longest[key_M[longest] < never])])
 
     def _search(self, rows_MD: Tensor, live_M: Tensor, due: Ids) -> None:
