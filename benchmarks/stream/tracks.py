@@ -71,7 +71,7 @@ class Track:
 TRACKS = {
     # 5 tasks of 2 classes; 24-pixel views cost half of 32-pixel ones (a mean crop of a 32-pixel picture has 25 a side)
     "A": Track(
-        kind="split", source="cifar10", frames=22_500, tasks=5, capacity=1_250, batch=120, fresh=20, slice=0.1
+        kind="split", source="cifar10", frames=22_500, tasks=5, capacity=1_250, batch=96, fresh=32, slice=0.1
     ),
     # CLA's low and CLIMB's high budget at full width, for a GPU
     "A-low": Track(
@@ -92,7 +92,7 @@ TRACKS = {
     # 400 pictures, 40 of each class
     "B": Track(kind="clips", source="cifar10", frames=25_600, capacity=1_280, batch=96, fresh=48),
     "C-gtsrb": Track(
-        kind="recorded", source="gtsrb-tracks", size=48, capacity=2_000, batch=100, fresh=20,
+        kind="recorded", source="gtsrb-tracks", size=48, capacity=2_000, batch=96, fresh=24,
         thin=(4, 2), more={"augment.flip": 0.0},
     ),
     # so short that a fifth of it would be a hundred steps
