@@ -53,7 +53,7 @@ def settings_of(case: str, changes: list[str]) -> tuple[Settings, str]:
 def origin_of(ids: range) -> Origin:
     """Shots of `SHOT` frames, two seconds apart."""
     at = np.arange(ids.start, ids.stop)
-    return Origin(at // SHOT, 2.0 * (at % SHOT))
+    return Origin(at // SHOT, 2 * (at % SHOT).astype(np.float64))
 
 
 class Clock:

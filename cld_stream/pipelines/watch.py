@@ -22,7 +22,8 @@ from cld_stream.media.discover import Item
 from cld_stream.media.pool import DecodePool
 from cld_stream.pipelines.cameras import Cameras
 from cld_stream.pipelines.folders import Batch, Folders
-from cld_stream.pipelines.ingest import IngestProgress, Run, explained, open_or_create
+from cld_stream.pipelines.ingest import IngestProgress, explained, open_or_create
+from cld_stream.pipelines.ingest_run import Run
 from cld_stream.pipelines.ledger import Ledger, fingerprint_item, stat_item
 from cld_stream.pipelines.life import Life
 from cld_stream.pipelines.patience import Patience

@@ -20,6 +20,7 @@ from cld_stream.errors import BrokenFilesError, StoreNotFoundError, UsageError
 from cld_stream.pipelines import ingest as pipeline
 from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.ingest import IngestProgress, IngestReport, explained, ingest
+from cld_stream.pipelines.ingest_run import Run
 from cld_stream.storage.schema import Outcome, SourceRow
 from cld_stream.storage.store import Store
 from tests.pipelines.footage import film, photograph
@@ -323,7 +324,7 @@ def test_files_that_vanish_during_a_run_are_told_and_harm_no_other(
     moment: str, media: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = [media / "a.mp4", media / "c.jpg"]
-    module, name = (pipeline, "discover") if moment == "looked at" else (pipeline.Run, "_job")
+    module, name = (pipeline, "discover") if moment == "looked at" else (Run, "_job")
     before = getattr(module, name)
 
     def then_they_vanish(*args: Any) -> Any:
