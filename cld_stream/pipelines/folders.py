@@ -125,13 +125,12 @@ class Folders:
         due: dict[str, dict[str, int]] = {}
         held = {folder for folder, (_, until) in self._held.items() if now < until}
         for path, sign in self._settling.still(now, 10**9 if first else _AT_ONCE, held):
-            new = _sign(path)
-            if new is None:
+            new, (folder, _, name) = _sign(path), path.rpartition("/")
+            if new is None or new == self._known.get(folder, {}).get(name):  # a look began before it was taken
                 self._settling.drop(path)
             elif new != sign:
                 self._settling.see(path, new, now)
             else:
-                folder, _, name = path.rpartition("/")
                 due.setdefault(folder, {})[name] = sign
         for folder in sorted(due, key=natural_key):
             self._add(batch, folder, due[folder], now)

@@ -16,6 +16,7 @@ import pytest
 
 from cld_stream.cli.output import safe
 from cld_stream.errors import LockHeldError, UsageError
+from cld_stream.pipelines.folders import Folders
 from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.ingest import ingest
 from cld_stream.pipelines.status import status
@@ -58,6 +59,30 @@ def test_what_is_there_and_what_comes_is_taken_once(media: Path, store: Path, no
     rows = ledger(store)
     assert rows["a.mp4"].id < rows["later.png"].id
     assert ingest(store, [str(media)], QUICK).changed == 0
+
+
+def test_a_file_that_a_look_meets_while_it_is_read_is_not_read_again(media: Path, store: Path) -> None:
+    """The look compares with what was known when it began."""
+    with Store.create(store, QUICK.store) as opened:
+        folders = Folders([str(media)], opened, QUICK.ingest, lambda path, reason: None)
+        _look(folders)
+        time.sleep(2 * QUICK.ingest.settle_s)
+        batch = folders.take(time.monotonic())
+        assert sorted(item.path.name for item in batch.found.items) == ["a.mp4", "c.jpg"]
+        _look(folders)  # they are in hand, and not known yet
+        folders.took(batch, time.monotonic(), 0.1, set())
+        time.sleep(2 * QUICK.ingest.settle_s)
+        assert folders.take(time.monotonic()).found.items == []
+        assert (folders.files, folders.waiting) == (2, 0)
+        folders.close()
+
+
+def _look(folders: Folders) -> None:
+    """One whole look."""
+    time.sleep(2 * QUICK.ingest.poll_s)
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        folders.look(time.monotonic())
 
 
 def test_the_first_batch_is_in_the_order_of_a_plain_ingest(tmp_path: Path, store: Path) -> None:
