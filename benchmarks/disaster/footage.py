@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -31,7 +30,7 @@ GOOD = ("gtsrb", "eth80", "cifar")
 BROKEN = ("narrow", "black", "noise")
 """One picture that hardly changes; a dark camera; a source of random pixels."""
 
-SEQUENCES, CLIPS, CLIP = 96, 96, 24
+SEQUENCES, CLIPS, CLIP = 64, 80, 24
 """Tracks of traffic signs, and pictures of CIFAR-10 as clips of so many frames."""
 
 _CLASSES = 12  # of traffic signs: those with the most tracks
@@ -56,7 +55,7 @@ class Footage:
 
 
 def good(name: str, seed: int, data: Path) -> Footage:
-    """gtsrb: tracks of 30 frames of 12 classes; eth80: objects turned, 41 views each; cifar: clips along smooth walks."""
+    """gtsrb: tracks of 30 frames of 12 classes; eth80: objects turned, 41 views each; cifar: clips of smooth walks."""
     rng = np.random.default_rng([seed, GOOD.index(name)])
     if name == "cifar":
         return _clips(rng, seed, data / "cifar10" / "cifar10_jpeg.npz")
@@ -65,13 +64,12 @@ def good(name: str, seed: int, data: Path) -> Footage:
         labels, counts = np.unique([label for _, label, _ in sequences["train"]], return_counts=True)
         common = set(labels[np.argsort(-counts, kind="stable")[:_CLASSES]].tolist())
         sequences = {split: [s for s in rows if s[1] in common] for split, rows in sequences.items()}
-    train = [sequences["train"][i] for i in rng.permutation(len(sequences["train"]))[:SEQUENCES]]
-    asked = np.concatenate([pixels[:: 2 if name == "eth80" else 6] for _, _, pixels in sequences["eval"]])
-    truth = np.concatenate(
-        [np.full(len(pixels[:: 2 if name == "eth80" else 6]), label) for _, label, pixels in sequences["eval"]]
-    )
+    every = 2 if name == "eth80" else 6
+    train = [Shot(pixels, label) for _, label, pixels in sequences["train"]]
+    asked = np.concatenate([pixels[::every] for _, _, pixels in sequences["eval"]])
+    truth = np.concatenate([np.full(len(pixels[::every]), label) for _, label, pixels in sequences["eval"]])
     some = rng.permutation(len(asked))[:_ASKED]
-    return Footage([Shot(pixels, label) for _, label, pixels in train], asked[some], truth[some])
+    return Footage([train[i] for i in rng.permutation(len(train))[:SEQUENCES]], asked[some], truth[some])
 
 
 def broken(name: str, frames: int, seed: int) -> list[Shot]:
