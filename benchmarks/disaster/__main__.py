@@ -3,10 +3,10 @@
     python -m benchmarks.disaster --data FOLDER [--work DIR] [--seeds 0 1 2] [--parts disaster healthy]
 
 Disaster: an encoder that recognises objects (from scratch, by `train` at the ordinary rate, and published) meets a
-broken stream at a rate a hundred times too high: one picture that hardly changes, a dark camera, noise. Asked of frames
-of objects that are not in the store, by their neighbours through the current snapshot (kNN, k = 20): before; after the
-stream without a guard; with the guard as shipped; with a guard that only holds (its patience never ends). Where the
-guard was on, training then goes on at the ordinary rate, as its last message says, until every frame is fed.
+broken stream at a rate that is a hundred or three hundred times too high: one picture that hardly changes, a dark
+camera, noise. Asked of frames of objects that are not in the store, by their neighbours through the current snapshot
+(kNN, k = 20): before; after the stream without a guard; with the guard. Where it was on, the camera is well again
+afterwards (new tracks of traffic signs), and training goes on at the ordinary rate, as the guard's last message says.
 
 Healthy: from scratch at the ordinary rate, every warning, hold and roll-back being a false alarm: tracks of traffic
 signs, objects turned, clips of CIFAR-10, a camera that sees nothing new for 1,200 frames and then traffic signs, and

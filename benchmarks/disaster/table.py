@@ -29,7 +29,7 @@ snapshot alone, however young it is.
 """
 _DISASTER_COLUMNS = (
     "stream", "guard", "before", "after", "same snapshot", "steps", "holds", "roll-backs", "exit codes",
-    "then, at the ordinary rate", "steps", "new snapshot",
+    "good footage at the ordinary rate again", "steps", "new snapshot",
 )  # fmt: skip
 _HEALTHY_COLUMNS = (
     "stream", "runs", "looks", "publications", "warnings", "holds", "roll-backs", "least share",
