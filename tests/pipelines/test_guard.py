@@ -3,6 +3,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,6 +147,12 @@ def recognised(path: Path) -> float:
     return float((said == torch.arange(160) % KINDS).float().mean())
 
 
+def info(path: Path) -> dict[str, Any]:
+    """What the current snapshot remembers."""
+    with Store.open(path) as store:
+        return dict(open_snapshot(store).manifest["info"])
+
+
 @pytest.fixture(scope="module")
 def good_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a snapshot of an encoder that is well, then more frames of a dark camera than the buffer holds."""
@@ -153,7 +160,7 @@ def good_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grow(path, scenes(SCENES), settings)
     train(path, settings, until_caught_up=True)
     assert load_checkpoint(path).meta["guard"]["warnings"] == 0
-    grow(path, np.zeros((400, 20, 20, 3), np.uint8), settings)
+    grow(path, np.zeros((240, 20, 20, 3), np.uint8), settings)
     return path
 
 
@@ -183,8 +190,10 @@ def test_in_a_disaster_the_last_good_snapshot_stays_current(trained: tuple[Path,
     assert "holds publishing" in dict(now.lines())["guard"]
     with pytest.raises(HeldError, match="--force"):
         publish_checkpoint(path)
+    assert info(path)["best"].keys() == {"std", "rank", "entropy"}
     publish_checkpoint(path, force=True)
     assert len(list_snapshots(path)) == len(good) + 1
+    assert info(path)["best"] is None  # whoever insists makes it the measure
 
 
 def test_without_the_guard_the_broken_encoder_is_published(trained: tuple[Path, Settings]) -> None:
