@@ -299,7 +299,7 @@ class PublishSettings(_Section):
 
 @dataclass(frozen=True, kw_only=True)
 class GuardSettings(_Section):
-    """What is done when features fall apart (docs/guard.md). Lines are shares of what the last snapshot has."""
+    """What is done when features fall apart (docs/guard.md). Lines are shares of the best so far."""
 
     enabled: bool = setting(True, "look, warn, hold publishing, roll back")
     every_steps: int = setting(
@@ -313,6 +313,9 @@ class GuardSettings(_Section):
         0.25, "below this share, `patience` looks in a row: the good state comes back", ge=0, le=1
     )
     patience: int = setting(2, "looks in a row before the good state comes back", ge=1)
+    young_steps: int = setting(
+        200, "updates after the warm-up before the effective rank of an encoder is a measure for later ones", ge=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

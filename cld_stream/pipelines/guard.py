@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
 from cld_stream.config import GuardSettings
 from cld_stream.pipelines.metrics import log
 
-__all__ = ["Checkup", "Guard", "Level", "assess"]
+__all__ = ["Checkup", "Guard", "Level", "Shares", "assess"]
 
 _UNRELATED = 0.02  # agreement: hardly more than chance
 _KNOWS_NOTHING = 0.98  # of log(n)
+_NAMES = {"std": "spread", "rank": "effective rank", "entropy": "entropy of the groups"}
 
 
 class Level(IntEnum):
@@ -25,36 +26,96 @@ class Level(IntEnum):
 
 
 @dataclass(frozen=True)
-class Checkup:
-    """An encoder against the current snapshot's, over the same stored frames. NaN = not known.
+class Shares:
+    """Spread, effective rank and group-size entropy of features, each as a share of some other features'.
 
-    Attributes:
-        std, rank, entropy: spread, effective rank and group-size entropy as a share of what the snapshot's encoder
-            makes of these frames; 1 = as good, near 0 = collapsed. Dull footage is dull for both.
-        agreement: common neighbours beyond chance; 1 = the same, 0 = unrelated.
-        loss_ratio: instance loss over log(n), the loss of one who knows nothing.
+    1 = as good, near 0 = collapsed, NaN = not known or of no meaning.
     """
 
     std: float = math.nan
     rank: float = math.nan
     entropy: float = math.nan
-    agreement: float = math.nan
-    loss_ratio: float = math.nan
+
+    @classmethod
+    def read(cls, numbers: Mapping[str, float | None]) -> "Shares":
+        """What `as_dict` gave."""
+        return cls(**{n: v for n in _NAMES if (v := numbers.get(n)) is not None})
+
+    def as_dict(self) -> dict[str, float | None]:
+        """As JSON holds it."""
+        return {n: None if math.isnan(v) else v for n, v in self._items()}
 
     @property
-    def kept(self) -> float:
-        """The least of the three shares; 1 where there is nothing to compare with."""
-        return min((v for v in (self.std, self.rank, self.entropy) if not math.isnan(v)), default=1.0)
+    def least(self) -> float:
+        """1 where nothing is known."""
+        return min((v for _, v in self._items() if not math.isnan(v)), default=1.0)
+
+    @property
+    def worst(self) -> str:
+        """In words: which of them is the least."""
+        return next((_NAMES[n] for n, v in self._items() if v == self.least), "")
+
+    def over(self, other: "Shares") -> "Shares":
+        """As shares of what has these shares itself; NaN where either is."""
+        return Shares(*(v / max(1e-6, w) for (_, v), (_, w) in zip(self._items(), other._items(), strict=True)))
+
+    def at_least(self, other: "Shares") -> "Shares":
+        """The greater of each; what is NaN counts for nothing."""
+        pairs = zip(self._items(), other._items(), strict=True)
+        return Shares(*(w if math.isnan(v) or w > v else v for (_, v), (_, w) in pairs))
+
+    def known_or(self, other: "Shares") -> "Shares":
+        """The other's where this is NaN."""
+        pairs = zip(self._items(), other._items(), strict=True)
+        return Shares(*(w if math.isnan(v) else v for (_, v), (_, w) in pairs))
+
+    def _items(self) -> list[tuple[str, float]]:
+        return [(n, getattr(self, n)) for n in _NAMES]
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """An encoder against the current snapshot's, over the same stored frames. NaN = not known.
+
+    Attributes:
+        shares: of what the snapshot's encoder makes of these frames. Dull footage is dull for both.
+        agreement: common neighbours beyond chance; 1 = the same, 0 = unrelated.
+        loss_ratio: instance loss over log(n), the loss of one who knows nothing.
+        best: the best so far in the same unit: what the snapshot's encoder makes of these frames.
+        snapshot: id of it; "" = there is none, or it cannot be compared with.
+        young: whether this encoder has had too few updates for its effective rank to be a measure for others.
+    """
+
+    shares: Shares = field(default_factory=Shares)
+    agreement: float = math.nan
+    loss_ratio: float = math.nan
+    best: Shares = field(default_factory=Shares)
+    snapshot: str = ""
+    young: bool = False
+
+    @property
+    def kept(self) -> Shares:
+        """Of the best so far."""
+        return self.shares.over(self.best)
+
+    @property
+    def best_with_this(self) -> Shares:
+        """The best so far, this encoder among them; the rank of a young one is no measure."""
+        return self.best.at_least(replace(self.shares, rank=math.nan) if self.young else self.shares)
+
+    @property
+    def standing(self) -> dict[str, float | None]:
+        """The best so far in units of this encoder: what a snapshot of it has to remember."""
+        return self.best_with_this.over(self.shares).as_dict()
 
 
 def assess(checkup: Checkup, settings: GuardSettings) -> tuple[Level, str]:
     """What one look says, and why in plain words."""
-    names = {"spread": checkup.std, "effective rank": checkup.rank, "entropy of the groups": checkup.entropy}
+    kept = checkup.kept
     lines = ((Level.ROLLBACK, settings.rollback), (Level.HOLD, settings.hold), (Level.WARN, settings.warn))
     for level, line in lines:
-        if checkup.kept < line:
-            worst = next(name for name, share in names.items() if share == checkup.kept)
-            return level, f"the {worst} of the features is {checkup.kept:.2f} of what it was in the snapshot"
+        if kept.least < line:
+            return level, f"the {kept.worst} of the features is {kept.least:.2f} of the best so far"
     if checkup.agreement < _UNRELATED:
         return Level.WARN, f"neighbours are not those of the snapshot (agreement {checkup.agreement:.2f})"
     if checkup.loss_ratio > _KNOWS_NOTHING:
@@ -68,20 +129,25 @@ class Guard:
     Attributes:
         level, why: of the last look.
         warnings, holds, rollbacks: how often each began.
+        wanted: why the good state must come back, until it did; None = it need not.
+        last: the last look.
     """
 
     def __init__(self, settings: GuardSettings, state: Mapping[str, Any] | None = None) -> None:
         self._settings, state = settings, state or {}
         self.level, self.why = Level(state.get("level", 0)), str(state.get("why", ""))
-        self._in_a_row = int(state.get("in_a_row", 0))
+        self._in_a_row, self._clock = int(state.get("in_a_row", 0)), int(state.get("clock", -1))
         self.warnings, self.holds, self.rollbacks = (int(state.get(n, 0)) for n in ("warnings", "holds", "rollbacks"))
+        self.wanted: str | None = state.get("wanted") if settings.enabled else None
+        self._snapshot, self._best = str(state.get("snapshot", "")), Shares.read(state.get("best", {}))
         self.last = Checkup()
 
     def state_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {
-            "level": int(self.level), "why": self.why, "in_a_row": self._in_a_row,
-            "warnings": self.warnings, "holds": self.holds, "rollbacks": self.rollbacks,
+            "level": int(self.level), "why": self.why, "in_a_row": self._in_a_row, "clock": self._clock,
+            "warnings": self.warnings, "holds": self.holds, "rollbacks": self.rollbacks, "wanted": self.wanted,
+            "snapshot": self._snapshot, "best": self._best.as_dict(),
         }  # fmt: skip
 
     @property
@@ -93,15 +159,22 @@ class Guard:
         """Whether to look after this step."""
         return self._settings.enabled and clock % self._settings.every_steps == 0
 
-    def judge(self, checkup: Checkup) -> str | None:
-        """Take note of a look, with a line in the log when something changes.
+    def looked(self, clock: int) -> bool:
+        """Whether the encoder of this step was judged."""
+        return self._clock == clock
 
-        Returns:
-            Why the good state must come back, or None.
-        """
-        before, self.last = self.level, checkup
+    def compare(self, checkup: Checkup) -> Checkup:
+        """With the best of all looks since the snapshot, too."""
+        if checkup.snapshot != self._snapshot:
+            return checkup
+        return replace(checkup, best=checkup.best.at_least(self._best))
+
+    def judge(self, checkup: Checkup, clock: int) -> None:
+        """Take note of a look at the encoder of this step, with a line in the log when something changes."""
+        before, again = self.level, self.looked(clock)
+        self.last = checkup = self.compare(checkup)
         self.level, self.why = assess(checkup, self._settings)
-        self._in_a_row = self._in_a_row + 1 if self.level == Level.ROLLBACK else 0
+        self._snapshot, self._best, self._clock = checkup.snapshot, checkup.best_with_this, clock
         if self.level >= Level.HOLD > before:
             self.holds += 1
             log.error("guard: %s. Nothing is published until that is better.", self.why)
@@ -110,15 +183,15 @@ class Guard:
             log.warning("guard: %s", self.why)
         elif self.level < before and before >= Level.HOLD:
             log.info("guard: the features are well again; publishing goes on")
-        if self._in_a_row < self._settings.patience:
-            return None
-        why, self._in_a_row = self.why, 0
-        return why
+        if not again:  # one encoder is bad once, however often it is looked at
+            self._in_a_row = self._in_a_row + 1 if self.level == Level.ROLLBACK else 0
+        if self._in_a_row >= self._settings.patience:
+            self.wanted = self.why
 
-    def rolled_back(self) -> None:
-        """The good state is there again."""
-        self.rollbacks += 1
-        self.level, self.why = Level.OK, ""
+    def restored(self) -> None:
+        """The good state is there again, whoever wanted it."""
+        self.rollbacks += self.wanted is not None
+        self.level, self.why, self._in_a_row, self.wanted = Level.OK, "", 0, None
 
     def line(self) -> str:
         """For a person and for `status`."""

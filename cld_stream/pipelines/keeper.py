@@ -14,7 +14,7 @@ from cld_stream.config import EncoderSettings, Settings, as_toml
 from cld_stream.learn.feed import Feed
 from cld_stream.learn.learner import Learner, StepReport
 from cld_stream.learn.probes import effective_rank, feature_std
-from cld_stream.pipelines.checkup import check_encoder, loss_ratio
+from cld_stream.pipelines.checkup import check_encoder, grown_up, loss_ratio
 from cld_stream.pipelines.extend import Extender
 from cld_stream.pipelines.guard import Guard
 from cld_stream.pipelines.life import Life, Numbers
@@ -73,7 +73,6 @@ class Keeper:
         self.feed, self.idle_steps, self.wait_s = feed, 0, 0.0
         self._store, self._settings, self._learner, self._cache = store, settings, learner, cache
         self._rescue, self._guard, self._on_progress = rescue, guard, on_progress
-        self._looked = -1  # clock of the last look
         t = settings.train
         self._checkpoint, self._publish, self._extend = _Every(t.checkpoint_s), _Every(t.publish_s), _Every(t.extend_s)
         self._show, self._retry = _Every(_SHOW_S), _Every(_RETRY_S)
@@ -110,21 +109,25 @@ class Keeper:
         row = self._store.catalog.latest_snapshot()
         return None if row is None else row.id
 
-    def after_step(self, report: StepReport, frames: int, committed: int) -> str | None:
-        """Take note of a step over so many frames. Gives the guard's reason when the good state must come back."""
+    @property
+    def sick(self) -> str | None:
+        """The guard's reason when the good state must come back."""
+        return self._guard.wanted
+
+    def after_step(self, report: StepReport, frames: int, committed: int) -> None:
+        """Take note of a step over so many frames."""
         self._report = report
         self._frames += frames
-        sick = self._look() if report.ok and self._guard.due(self._learner.clock) else None
+        if report.ok and self._guard.due(self._learner.clock):
+            self._look()
         if self._learner.clock % self._settings.train.log_steps == 0:
             if report.ok:  # features that are not numbers have no spread and no rank
                 self._measure(report)
             self._log.write(self._progress("training", committed))
-        return sick
 
-    def rolled_back(self, *, guarded: bool) -> None:
+    def rolled_back(self) -> None:
         """An old state is back; what is being published may go on, it was sound."""
-        if guarded:
-            self._guard.rolled_back()
+        self._guard.restored()
         self._published = min(self._published, self._learner.updates)
 
     def tend(self, state: str, committed: int) -> None:
@@ -144,7 +147,7 @@ class Keeper:
 
     def checkpoint(self) -> None:
         """Save everything that the next step depends on; a state behind which all went well is pinned."""
-        if self._settings.guard.enabled and self._looked != self._learner.clock:
+        if self._settings.guard.enabled and not self._guard.looked(self._learner.clock):
             self._look()
         arrays, numbers = self._learner.state_dict()
         meta = meta_of(
@@ -225,6 +228,7 @@ class Keeper:
                 "fed": self.feed.fed,
                 "feature_std": finite(self._health[1]),
                 "effective_rank": finite(self._health[2]),
+                "best": self._guard.last.standing if self._settings.guard.enabled else None,
             },
         )
         self._publish.reset()
@@ -255,16 +259,23 @@ class Keeper:
             work.__exit__(None, None, None)
         self._publishing_s += time.monotonic() - began
 
-    def _look(self) -> str | None:
+    def _look(self) -> None:
         """The guard judges what would be published now."""
         encoder, weights = self._learner.publishable(buffer_batches(self._store, self._learner, self._cache))
-        return self._judge(encoder, weights)
+        self._judge(encoder, weights)
 
-    def _judge(self, encoder: EncoderSettings, weights: Mapping[str, NDArray[Any]]) -> str | None:
+    def _judge(self, encoder: EncoderSettings, weights: Mapping[str, NDArray[Any]]) -> None:
         learner = self._learner
-        self._looked = learner.clock
-        loss = loss_ratio(learner, self._report)
-        return self._guard.judge(check_encoder(self._store, encoder, weights, str(learner.device), loss))
+        checkup = check_encoder(
+            self._store,
+            encoder,
+            weights,
+            str(learner.device),
+            updates=learner.updates,
+            grown_up_at=grown_up(self._settings),
+            loss=loss_ratio(learner, self._report),
+        )
+        self._guard.judge(checkup, learner.clock)
 
     def _measure(self, report: StepReport) -> None:
         s, now = self._settings.loss, time.monotonic()
@@ -304,8 +315,8 @@ class Keeper:
             guard_warnings=self._guard.warnings,
             guard_holds=self._guard.holds,
             guard_rollbacks=self._guard.rollbacks,
-            guard_kept=self._guard.last.kept,
-            guard_entropy=self._guard.last.entropy,
+            guard_kept=self._guard.last.kept.least,
+            guard_entropy=self._guard.last.kept.entropy,
             guard_agreement=self._guard.last.agreement,
             guard_loss_ratio=self._guard.last.loss_ratio,
         )

@@ -47,7 +47,7 @@ TRAIN = (
     Shown("train_guard_warnings", "guard_warnings", "Times that the guard warned.", counter=True),
     Shown("train_guard_holds", "guard_holds", "Times that the guard began to hold publishing.", counter=True),
     Shown("train_guard_rollbacks", "guard_rollbacks", "Times that the guard took the good state back.", counter=True),
-    Shown("train_guard_kept", "guard_kept", "Spread, rank and group entropy as a share of the snapshot's; the least."),
+    Shown("train_guard_kept", "guard_kept", "Spread, rank, group entropy as a share of the best so far; the least."),
     Shown("train_guard_agreement", "guard_agreement", "Neighbours shared with the snapshot; 0 = as by chance."),
     Shown("train_lag_frames", "lag", "Committed frames that are not fed yet."),
     Shown("train_frames_per_second", "frames_s", "Fresh and replayed frames a second."),

@@ -241,23 +241,28 @@ def publish_checkpoint(store_path: Path, device: str = "cpu", *, force: bool = F
         LockHeldError: another process publishes.
         HeldError: the guard holds it.
     """
-    from cld_stream.pipelines.checkup import check_encoder
-    from cld_stream.pipelines.guard import Level, assess
+    from cld_stream.pipelines.checkup import check_encoder, grown_up
+    from cld_stream.pipelines.guard import Guard, Level, assess
     from cld_stream.pipelines.restore import buffer_batches, restore_learner
 
     with Store.open(store_path) as store:
         learner, checkpoint = restore_learner(store_path, device)
         encoder, weights = learner.publishable(buffer_batches(store, learner))
-        guard = learner.settings.guard
+        guard, best = learner.settings.guard, None
         if guard.enabled and not force:
-            level, why = assess(check_encoder(store, encoder, weights, device), guard)
+            checkup = check_encoder(
+                store, encoder, weights, device, updates=learner.updates, grown_up_at=grown_up(learner.settings)
+            )
+            checkup = Guard(guard, checkpoint.meta.get("guard")).compare(checkup)
+            level, why = assess(checkup, guard)
             if level >= Level.HOLD:
                 raise HeldError(
                     f"{store_path}: the encoder of step {checkpoint.step} is held by the guard: {why}. The last "
                     "snapshot stays current. `cld-stream snapshot --force` publishes it all the same."
                 )
-        settings = learner.settings.publish
-        made = publish(store, encoder, weights, step=checkpoint.step, settings=settings, device=device)
+            best = checkup.standing
+        settings, info = learner.settings.publish, {"updates": learner.updates, "best": best}
+        made = publish(store, encoder, weights, step=checkpoint.step, settings=settings, device=device, info=info)
         assert made is not None
         return made.row()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cld_stream.config import TrainSettings
 from cld_stream.errors import GuardStopError
@@ -20,69 +21,61 @@ class Rescue:
 
     A bad step changes nothing, so a few in a row cost their frames only. After a rescue the learning rate is halved
     and all random choices differ; the feed goes on where it is. When it happens again before a later state has proved
-    good, training stops for good.
+    good, the good state comes back once more, for whoever starts training again, and training stops for good.
 
     Attributes:
         rescues: so far.
         good: whether every step since the last checkpoint went well.
+        wanted: why the good state must come back, until it did; None = it need not.
     """
 
-    def __init__(self, store_path: Path, settings: TrainSettings, state: Mapping[str, int] | None = None) -> None:
+    def __init__(self, store_path: Path, settings: TrainSettings, state: Mapping[str, Any] | None = None) -> None:
         self._store_path, self._limit = store_path, settings.bad_steps
-        self._in_a_row, self.good = 0, True
-        state = state or {}
-        self.rescues, self._on_trial = state.get("rescues", 0), bool(state.get("on_trial", 0))
+        state, self._in_a_row = state or {}, 0
+        self.rescues, self._on_trial = int(state.get("rescues", 0)), bool(state.get("on_trial", 0))
+        self.wanted: str | None = state.get("wanted")
+        self.good = self.wanted is None
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return {"rescues": self.rescues, "on_trial": int(self._on_trial)}
+        return {"rescues": self.rescues, "on_trial": int(self._on_trial), "wanted": self.wanted}
 
     def saved(self, *, pinned: bool) -> None:
         """A checkpoint was written."""
         if pinned:
             self._on_trial = False
-        self.good = True
+        self.good = self.wanted is None
 
-    def after_step(self, learner: Learner, report: StepReport, ids: Ids, sick: str | None = None) -> bool:
-        """Take note of a step over these frames.
-
-        Args:
-            sick: why the guard wants the good state back, or None.
-
-        Returns:
-            Whether an old state was restored: the caller saves it.
-
-        Raises:
-            GuardStopError: the rescue did not help.
-        """
+    def after_step(self, learner: Learner, report: StepReport, ids: Ids) -> None:
+        """Take note of a step over these frames."""
         if report.ok:
             self._in_a_row = 0
-            return sick is not None and self._back(learner, sick)
+            return
         self.good = False
         self._in_a_row += 1
         log.warning(
             "step %d: loss %s, not finite; nothing was changed; frames %s", learner.clock, report.loss, ids.tolist()
         )
-        if self._in_a_row < self._limit:
-            return False
-        return self._back(learner, f"{self._limit} steps in a row were not finite")
+        if self._in_a_row >= self._limit:
+            self.wanted = f"{self._in_a_row} steps in a row were not finite"
 
-    def _back(self, learner: Learner, why: str) -> bool:
+    def back(self, learner: Learner, why: str) -> GuardStopError | None:
+        """Restore the good state.
+
+        Returns:
+            What to raise once that is saved, when the last rescue did not help.
+        """
+        stop = None
         if self._on_trial:
-            raise GuardStopError(
+            stop = GuardStopError(
                 f"{self._store_path}: training diverged again after its last good state was restored at half the rate: "
                 f"{why}. Lower optim.lr, look at the newest frames (logs/train.log), then train again."
             )
-        self.good = False
-        self._restore(learner, why)
-        return True
-
-    def _restore(self, learner: Learner, why: str) -> None:
         clock, salt, rate = learner.clock, learner.salt, learner.rate
-        step = pinned_checkpoint(self._store_path)
-        checkpoint = load_checkpoint(self._store_path, step)
+        checkpoint = load_checkpoint(self._store_path, pinned_checkpoint(self._store_path))
         learner.load_state_dict(checkpoint.tensors, checkpoint.meta["learner"])
-        learner.clock, learner.salt, learner.rate = clock, salt + 1, rate * _SLOWER
+        learner.clock, learner.salt, learner.rate = clock, salt + 1, rate if stop else rate * _SLOWER
         self.rescues += 1
-        self._in_a_row, self._on_trial = 0, True
+        self._in_a_row, self._on_trial, self.good, self.wanted = 0, True, False, None
         log.error("%s: back to the good state of step %d, learning rate now x %g", why, checkpoint.step, learner.rate)
+        return stop

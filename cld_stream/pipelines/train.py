@@ -152,6 +152,7 @@ class _Trainer:
     def run(self, limit: int | None, *, until_caught_up: bool, stop: Callable[[], bool]) -> int:
         """Steps until the limit, the end, or the word to stop; returns how many."""
         while not stop() and (limit is None or self._steps < limit):
+            self._recover()
             committed = self._committed()
             caught_up = self._keeper.feed.lag(committed) == 0
             owed = limit is not None and not until_caught_up  # steps asked for by number
@@ -226,12 +227,27 @@ class _Trainer:
         if report.ok and batch is not None:
             self._cache.put(batch.ids, plan.slots[: plan.fresh], batch.pixels, batch.aspect)
         self._steps += 1
-        sick = self._keeper.after_step(report, len(plan.ids), committed)
-        if self._rescue.after_step(learner, report, plan.ids, sick):
-            self._keeper.rolled_back(guarded=sick is not None)
-            self._forget_gone()
-            self._keeper.try_checkpoint()
+        self._keeper.after_step(report, len(plan.ids), committed)
+        self._rescue.after_step(learner, report, plan.ids)
         return True
+
+    def _recover(self) -> None:
+        """Back to the good state, when guard or rescue want it.
+
+        A checkpoint says so first, with the place in the stream: killed from here on, the next start does it.
+
+        Raises:
+            GuardStopError: it did not help the last time.
+        """
+        if (self._keeper.sick or self._rescue.wanted) is None:
+            return
+        self._keeper.try_checkpoint()
+        error = self._rescue.back(self._learner, self._keeper.sick or str(self._rescue.wanted))
+        self._keeper.rolled_back()
+        self._forget_gone()
+        self._keeper.try_checkpoint()
+        if error is not None:
+            raise error
 
     def _gather(self, batch: FreshBatch | None) -> tuple[StepPlan, torch.Tensor, torch.Tensor]:
         """A plan and its pixels. Frames that were forgotten meanwhile leave, and the plan is made again."""
