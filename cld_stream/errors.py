@@ -6,6 +6,7 @@
     ├── BrokenFilesError      4   finished, but some files were broken and --strict was given
     ├── GuardStopError        5   stopped by the guard for good: do not restart
     ├── HeldError             1   the guard keeps an encoder from being published by hand
+    ├── DeviceFullError       1   memory does not hold the least that the work needs: passes when some is freed
     ├── StoreError            1   a store, snapshot or checkpoint is absent, damaged or of a newer format
     │   ├── StoreNotFoundError  2
     │   ├── FormatTooNewError   1
@@ -52,6 +53,10 @@ class GuardStopError(CldError):
 
 class HeldError(CldError):
     """The guard keeps this encoder from being published."""
+
+
+class DeviceFullError(CldError):
+    """The memory of the device does not hold the least that the work needs."""
 
 
 class StoreError(CldError):

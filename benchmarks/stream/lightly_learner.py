@@ -62,7 +62,7 @@ class _MoCo(Branch):
 
     def forward(self, batch: Batch) -> Tensor:
         """One query, one key."""
-        k_ND = self.key_encoder(batch.views[1])
+        (k_ND,) = self.key_encoder(batch.views[1:2], batch.pieces)
         with torch.autocast(batch.f1_ND.device.type, enabled=False):
             loss: Tensor = self._loss(batch.f1_ND, k_ND)
         return loss

@@ -34,7 +34,7 @@ class Alignment(nn.Module):
             row_ND = batch.bank.rows_MD[batch.slots_N[old_N]]
             targets = row_ND, row_ND
         else:
-            targets = tuple(self.slow(view_N3CC)[old_N] for view_N3CC in batch.views[:2])
+            targets = tuple(self.slow(batch.views[i : i + 1], batch.pieces)[0, old_N] for i in range(2))
         terms = [
             1 - F.cosine_similarity(self.aligner(f_ND[old_N]).float(), t_ND).mean()
             for f_ND, t_ND in zip((batch.f1_ND, batch.f2_ND), targets, strict=True)

@@ -60,7 +60,12 @@ class RandomViews:
 
     @torch.no_grad()
     def __call__(
-        self, frames_NSS3: Tensor, aspect_N: Tensor, generator: torch.Generator, second_N: Tensor | None = None
+        self,
+        frames_NSS3: Tensor,
+        aspect_N: Tensor,
+        generator: torch.Generator,
+        second_N: Tensor | None = None,
+        at_once: int | None = None,
     ) -> Tensor:
         """So many views of each frame.
 
@@ -71,6 +76,7 @@ class RandomViews:
                 of which only second views are wanted, may then follow the first N.
             generator: the only source of randomness, on any device: draws are made there, so that
                 with a CPU generator they do not depend on the frames' device.
+            at_once: most frames at a time, where memory is scarce; None = as many as are fast.
 
         Returns:
             float32 (views, N, 3, crop, crop), normalised. Flattened to one batch it is channels_last.
@@ -93,7 +99,7 @@ class RandomViews:
         index_vN = torch.arange(views * n, device=device).view(views, n)
         x_V3CC = torch.empty(views * n, 3, self.crop, self.crop, device=device, memory_format=torch.channels_last)
         out = x_V3CC.view(views, n, *x_V3CC.shape[1:])
-        size = _PIECE if device.type == "cpu" else n
+        size = _PIECE if device.type == "cpu" else min(n, at_once or n)
         for start in range(0, n, size):
             for i in range(views):
                 at = index_vN[i, start : start + size]

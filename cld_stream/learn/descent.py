@@ -30,18 +30,22 @@ class Descent:
             factor = (1 + math.cos(math.pi * min(1.0, share))) / 2
         return s.lr * factor
 
-    def step(self, loss: Tensor, lr: float) -> bool:
-        """One step, unless the loss or a gradient is not finite: then nothing changes. Returns whether it was taken."""
+    def gradients(self, loss: Tensor) -> bool:
+        """The gradients of a loss; False = one of them, or the loss, is not finite, and none is left."""
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         grads = [p.grad for p in self._parameters.values() if p.grad is not None]
         finite = torch.stack([norm.isfinite() for norm in torch._foreach_norm(grads)]).all()
         ok = bool(finite & loss.isfinite())
-        if ok:
-            self._optimiser.param_groups[0]["lr"] = lr
-            self._optimiser.step()
-        self._optimiser.zero_grad()
+        if not ok:
+            self._optimiser.zero_grad()
         return ok
+
+    def step(self, lr: float) -> None:
+        """One step down these gradients."""
+        self._optimiser.param_groups[0]["lr"] = lr
+        self._optimiser.step()
+        self._optimiser.zero_grad()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The momentum of each parameter that has one, by its name (not copies)."""

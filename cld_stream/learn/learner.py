@@ -24,6 +24,7 @@ from cld_stream.learn.descent import Descent
 from cld_stream.learn.encoder import Encoder, build_encoder
 from cld_stream.learn.looks import Looks
 from cld_stream.learn.near import NearRepeats
+from cld_stream.learn.pieces import Pieces, foreseen_lack
 from cld_stream.learn.plan import StepPlan, StepReport
 from cld_stream.learn.undo import Undo
 
@@ -41,6 +42,7 @@ class Learner:
         salt: changed after a rescue, so that the choices that led there are not made again.
         rate: factor on the learning rate, lowered by a rescue.
         cbp: cumulative backward passes: views x frames.
+        pieces: how many frames a pass may hold.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Learner:
     ) -> None:
         self.settings, self.device = settings, torch.device(device)
         self.clock = self.updates = self.salt = self.cbp = 0
-        self.rate = 1.0
+        self.rate, self.pieces = 1.0, Pieces()
         optim, rows = settings.optim, settings.buffer.capacity
         with torch.random.fork_rng(devices=[]):  # the same start on every device
             torch.manual_seed(optim.seed)
@@ -97,6 +99,8 @@ class Learner:
     def step(self, plan: StepPlan, pixels: Tensor, aspect: Tensor) -> StepReport:
         """One step of the algorithm. When the loss or a gradient is not finite, it changes no state but the clock.
 
+        Where memory does not hold it, it changes nothing, and is done again with fewer frames at a time.
+
         Args:
             plan: what `plan` gave since the last step.
             pixels: (N + P x S x S x 3) uint8 on the device, as stored, in the order of `plan.wanted`.
@@ -104,14 +108,20 @@ class Learner:
 
         Raises:
             ValueError: fewer than two frames, or not as many as planned.
+            DeviceFullError: memory does not hold the least number of frames at a time.
         """
         if not 2 <= len(pixels) == len(aspect) == len(plan.wanted):
             raise ValueError(f"the plan has {len(plan.wanted)} frames, at least 2 are needed; got {len(pixels)}")
-        s, slots = self.settings.loss, torch.from_numpy(plan.slots).to(self.device)
-        newborn, lr, generator = self._newborn(plan, slots), self._rate(), self._generator(1)
-        born = slots[newborn]
-        undo = Undo(self.encoder, self.bank, born)
+        slots = torch.from_numpy(plan.slots).to(self.device)
+        newborn = self._newborn(plan, slots)
+        undo = Undo(self.encoder, self.bank, slots[newborn])
+        n, what = len(plan.ids), f"step {self.clock}, a batch of {len(plan.ids)} frames on {self.device}"
+        return self.pieces.attempt(lambda: self._step(plan, pixels, aspect, slots, newborn, undo), n, what, undo)
 
+    def _step(
+        self, plan: StepPlan, pixels: Tensor, aspect: Tensor, slots: Tensor, newborn: Tensor, undo: Undo
+    ) -> StepReport:
+        s, lr, generator, born = self.settings.loss, self._rate(), self._generator(1), slots[newborn]
         views = self._views(plan, pixels, aspect, generator)
         (f1, f2), (g1, g2) = self._features(views[:2])
         f = F.normalize((f1 + f2).detach())
@@ -119,7 +129,7 @@ class Learner:
         near, segments = self.near.look(self.buffer, plan.slots, plan.origin, plan.admission, f[: plan.fresh])
         ids = torch.from_numpy(plan.ids).to(self.device)
         hidden = None if s.near_negatives else near
-        batch = Batch(ids, slots, newborn, views, f1, f2, self.bank, generator, self.clock, hidden)
+        batch = Batch(ids, slots, newborn, views, f1, f2, self.bank, generator, self.clock, hidden, self.pieces)
         with self._autocast():
             instance = self.branch(batch)
             alignment = self.alignment(batch) if self.alignment else instance.new_zeros(())
@@ -128,8 +138,10 @@ class Learner:
             cld = self.cross_level(g1, g2, slots, newborn, near)
         loss = instance + s.cld_weight * cld + s.align_weight * alignment
 
-        ok = self.descent.step(loss, lr)  # unless something is not finite
+        ok = self.descent.gradients(loss)  # unless something is not finite
         if ok:
+            undo.possible = False
+            self.descent.step(lr)
             old = ~newborn & (slots >= 0)
             self.bank.update(slots[old], f1.detach()[old], f2.detach()[old], self.clock)
             self.branch.follow(self.encoder)
@@ -174,10 +186,15 @@ class Learner:
         Args:
             batches: (pixels, aspect) as `step` takes them; batch-norm statistics are estimated anew on
                 their central views. Without any the present encoder's statistics stay.
+
+        Raises:
+            DeviceFullError: memory does not hold it.
         """
-        encoder = self.average.module(self.encoder)
         crop = self.settings.encoder.crop
-        estimate_batch_norm(encoder, (self._layout(central_view(p, a, crop)) for p, a in batches))
+        with foreseen_lack(f"averaged weights on {self.device}"):
+            encoder = self.average.module(self.encoder)
+            parts = ((p[piece], a[piece]) for p, a in batches for piece in self.pieces.of(len(p)))
+            estimate_batch_norm(encoder, (self._layout(central_view(p, a, crop)) for p, a in parts))
         return encoder.eval()
 
     def publishable(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[EncoderSettings, dict[str, Array]]:
@@ -231,14 +248,18 @@ class Learner:
     def _views(self, plan: StepPlan, pixels: Tensor, aspect: Tensor, generator: torch.Generator) -> Tensor:
         """(views, N, 3, C, C); the second view of a frame with a partner shows the partner."""
         second = torch.from_numpy(plan.second).to(self.device) if len(plan.partners) else None
-        return self.views(pixels, aspect, generator, second)
+        return self.views(pixels, aspect, generator, second, self.pieces.frames)
 
     def _features(self, views: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Instance and group features of each view, in float32, from one pass."""
+        """Instance and group features of each view, in float32, from one pass over all of them, or over each piece."""
         self.encoder.train()
+        f, g = self.pieces.through(self._pass, views)
+        return f.unbind(), g.unbind()
+
+    def _pass(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with self._autocast():
-            out = self.encoder(self._layout(views.flatten(0, 1)))
-        return out.instance_Nd.float().chunk(len(views)), out.group_Nd.float().chunk(len(views))
+            out = self.encoder(self._layout(x))
+        return out.instance_Nd.float(), out.group_Nd.float()
 
     def _autocast(self) -> torch.autocast:
         amp = self.settings.optim.amp in ("always", self.device.type.replace("cuda", "gpu"))
@@ -258,9 +279,11 @@ class Learner:
         if self.looks is None:
             return
         at = self.looks.choose(plan.slots, plan.fresh)
-        slots, rows = plan.slots[at], torch.from_numpy(at).to(self.device)
-        with self._autocast():
-            self.looks.look(self.average, self.encoder, slots, pixels[rows], aspect[rows], self.clock)
+        slots = plan.slots[at]
+        for piece in self.pieces.of(len(at)):
+            rows = torch.from_numpy(at[piece]).to(self.device)
+            with self._autocast():
+                self.looks.look(self.average, self.encoder, slots[piece], pixels[rows], aspect[rows], self.clock)
         self.buffer.follow(self.looks.bank.rows_MD, self.looks.bank.live_M, slots)
 
     def _newborn(self, plan: StepPlan, slots: Tensor) -> Tensor:

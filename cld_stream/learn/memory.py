@@ -2,10 +2,13 @@
 
 import ctypes
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["give_freed_memory_back", "keep_freed_memory"]
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 """Numbers of glibc's malloc.h."""
+
+_DEFAULT = 128 << 10
+"""What glibc begins with, for all three [bytes]."""
 
 _KEPT, _AHEAD, _PIECE = 1 << 30, 64 << 20, 32 << 20
 """Most memory that lies idle; what is fetched at a time; the largest piece for which one may ask this [bytes]."""
@@ -18,7 +21,19 @@ def keep_freed_memory() -> None:
     must hand out zeroed pages again: a tenth of a step's CPU time (benchmarks/results/step.md). Under a C library
     other than glibc nothing changes.
     """
+    _set(_PIECE, _KEPT, _AHEAD)
+
+
+def give_freed_memory_back() -> None:
+    """Let go of what lies idle, now and from now on: memory has run out, and others than malloc need some."""
+    _set(_DEFAULT, _DEFAULT, _DEFAULT)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _set(piece: int, kept: int, ahead: int) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for option, value in ((_M_MMAP_THRESHOLD, _PIECE), (_M_TRIM_THRESHOLD, _KEPT), (_M_TOP_PAD, _AHEAD)):
+        for option, value in ((_M_MMAP_THRESHOLD, piece), (_M_TRIM_THRESHOLD, kept), (_M_TOP_PAD, ahead)):
             mallopt(option, value)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cld_stream.config import AugmentSettings, EncoderSettings
 from cld_stream.learn.augment import RandomViews, central_view
 from cld_stream.learn.encoder import Output, build_encoder
+from cld_stream.learn.pieces import Pieces, foreseen_lack
 from cld_stream.storage.snapshots import SPACES, Snapshot
 
 __all__ = ["Embedder", "Features"]
@@ -26,7 +27,7 @@ class Embedder:
         weights: all of its tensors.
         fit: how the store makes frames square; `stretch` is undone before embedding.
         device: torch's name of it.
-        batch: frames embedded at a time.
+        batch: frames embedded at a time; fewer where memory does not hold them.
 
     Attributes:
         encoder: in eval mode, without gradients, on the device.
@@ -43,8 +44,10 @@ class Embedder:
         batch: int = _AT_ONCE,
     ) -> None:
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
-        self.encoder = build_encoder(settings, tensors).to(device).eval().requires_grad_(False)
+        with foreseen_lack(f"an encoder to embed with on {device}"):
+            self.encoder = build_encoder(settings, tensors).to(device).eval().requires_grad_(False)
         self.crop, self._fit, self._device, self._batch = settings.crop, fit, torch.device(device), batch
+        self._pieces, self._what = Pieces(batch, "publish.batch"), f"embedding on {device}"
         widths = (settings.feature_dim, settings.feature_dim, self.encoder.backbone_dim)
         self.spaces = dict(zip(SPACES, widths, strict=True))
 
@@ -67,11 +70,14 @@ class Embedder:
             clipped to what float16 holds.
         """
         aspect = self.true_shapes(aspect)
-        parts = []
-        for start in range(0, len(pixels), self._batch):
-            part = slice(start, start + self._batch)
+        return self._joined(self._pieces.attempt(lambda: self._parts(pixels, aspect), len(pixels), self._what))
+
+    def _parts(self, pixels: NDArray[np.uint8], aspect: NDArray[np.float32]) -> list[Features]:
+        parts, size = [], self._pieces.frames or self._batch
+        for start in range(0, len(pixels), size):
+            part = slice(start, start + size)
             parts.append(self._features(central_view(*self._moved(pixels[part], aspect[part]), self.crop)))
-        return self._joined(parts)
+        return parts
 
     @torch.inference_mode()
     def embed_two_views(

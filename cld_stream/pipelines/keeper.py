@@ -147,7 +147,7 @@ class Keeper:
 
     def checkpoint(self) -> None:
         """Save everything that the next step depends on; a state behind which all went well is pinned."""
-        if self._settings.guard.enabled and not self._guard.looked(self._learner.clock):
+        if self._unseen():
             self._look()
         arrays, numbers = self._learner.state_dict()
         meta = meta_of(
@@ -158,7 +158,7 @@ class Keeper:
             rescue=self._rescue.state_dict(),
             guard=self._guard.state_dict(),
         )
-        good = self._rescue.good and not self._guard.holding
+        good = self._rescue.good and not self._guard.holding and not self._unseen()
         keep = self._settings.train.checkpoints_kept
         save_checkpoint(self._store.path, self._learner.clock, arrays, meta, keep=keep, pin=good)
         self._rescue.saved(pinned=good)
@@ -206,6 +206,12 @@ class Keeper:
         return self._publishing_s <= self._settings.train.publish_share * elapsed
 
     def _begin_publication(self) -> None:
+        self._failed = not self._attempts.attempt("publishing", self._prepare_publication, part=True)
+        if self._failed:
+            self._publish.reset()
+            self._retry.reset()
+
+    def _prepare_publication(self) -> None:
         learner, began, before = self._learner, time.monotonic(), self._published
         encoder, weights = learner.publishable(buffer_batches(self._store, learner, self._cache))
         if self._settings.guard.enabled:
@@ -232,11 +238,7 @@ class Keeper:
             },
         )
         self._publish.reset()
-        self._failed = not self._attempts.attempt("publishing", work.__enter__, part=True)
-        if self._failed:
-            self._retry.reset()
-            return
-        self._publication, self._unpublished = work, before
+        self._publication, self._unpublished = work.__enter__(), before
         self._published = learner.updates
         self._publishing_s += time.monotonic() - began
         log.info("publishing the encoder of step %d: %d frames to embed", learner.clock, work.rows)
@@ -259,10 +261,15 @@ class Keeper:
             work.__exit__(None, None, None)
         self._publishing_s += time.monotonic() - began
 
+    def _unseen(self) -> bool:
+        """Whether the guard has still to look at the present state."""
+        return self._settings.guard.enabled and not self._guard.looked(self._learner.clock)
+
     def _look(self) -> None:
-        """The guard judges what would be published now."""
-        encoder, weights = self._learner.publishable(buffer_batches(self._store, self._learner, self._cache))
-        self._judge(encoder, weights)
+        """The guard judges what would be published now; where memory does not hold that, it says nothing."""
+        learner = self._learner
+        batches = buffer_batches(self._store, learner, self._cache)
+        self._attempts.attempt("the guard's look", lambda: self._judge(*learner.publishable(batches)))
 
     def _judge(self, encoder: EncoderSettings, weights: Mapping[str, NDArray[Any]]) -> None:
         learner = self._learner
@@ -309,6 +316,7 @@ class Keeper:
             feature_std=self._health[1],
             effective_rank=self._health[2],
             lr=report.lr if report else 0.0,
+            frames_at_once=learner.pieces.frames or self._settings.optim.batch,
             cbp=learner.cbp,
             rescues=self._rescue.rescues,
             guard=self._guard.line(),

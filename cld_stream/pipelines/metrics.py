@@ -39,6 +39,7 @@ class TrainProgress:
         buffered, capacity: of the replay buffer.
         groups: local groups of the last measured batch that hold a frame.
         feature_std, effective_rank: of its instance features; near 0 and near 1 when collapsed.
+        frames_at_once: frames that go through the encoder at a time: the batch, but where memory does not hold it.
         cbp: cumulative backward passes, views x frames.
         rescues: how often an old state was restored.
         guard: what the guard says; see `Guard` and `Checkup` for the numbers (None = not known).
@@ -62,6 +63,7 @@ class TrainProgress:
     feature_std: float
     effective_rank: float
     lr: float
+    frames_at_once: int
     cbp: int
     rescues: int
     guard: str

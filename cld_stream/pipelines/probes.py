@@ -58,6 +58,7 @@ TRAIN = (
     Shown("train_loss_instance", "instance", "Its instance term [nats]."),
     Shown("train_loss_cross_level", "cld", "Its cross-level term [nats]."),
     Shown("train_learning_rate", "lr", "Learning rate."),
+    Shown("train_frames_at_once", "frames_at_once", "Frames that go through the encoder at a time."),
     Shown("train_groups", "groups", "Local groups of the last measured batch that hold a frame."),
     Shown("train_feature_std", "feature_std", "Standard deviation of its features; near 0 when collapsed."),
     Shown("train_effective_rank", "effective_rank", "Effective rank of its features; near 1 when collapsed."),

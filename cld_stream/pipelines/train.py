@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from cld_stream.config import Settings, load_settings
-from cld_stream.errors import CorruptError
+from cld_stream.errors import CorruptError, DeviceFullError
 from cld_stream.learn.buffer import Ids
 from cld_stream.learn.feed import Feed
 from cld_stream.learn.learner import Learner, StepPlan
 from cld_stream.learn.memory import keep_freed_memory
+from cld_stream.learn.pieces import foreseen_lack
 from cld_stream.pipelines.guard import Guard
 from cld_stream.pipelines.keeper import Keeper
 from cld_stream.pipelines.metrics import TrainProgress, TrainReport, log
@@ -64,12 +65,13 @@ def train(
         LockHeldError: another process trains on it.
         UsageError: a setting that the state depends on has changed.
         GuardStopError: training diverged, again after a rescue.
+        DeviceFullError: memory does not hold a step, even in small pieces; the state is in a checkpoint.
     """
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
     keep_freed_memory()
     began = time.monotonic()
-    with ExitStack() as opened:
+    with foreseen_lack(f"training on {device}"), ExitStack() as opened:
         store = opened.enter_context(Store.open(store_path))
         opened.enter_context(store.trainer_lock())
         reader = opened.enter_context(store.reader(on_damage=_passed_over))
@@ -151,6 +153,16 @@ class _Trainer:
 
     def run(self, limit: int | None, *, until_caught_up: bool, stop: Callable[[], bool]) -> int:
         """Steps until the limit, the end, or the word to stop; returns how many."""
+        try:
+            self._run(limit, until_caught_up=until_caught_up, stop=stop)
+        except DeviceFullError:
+            self._committed()
+            self._keeper.try_checkpoint()
+            raise
+        self._committed()  # what was forgotten meanwhile must not be in the last checkpoint
+        return self._steps
+
+    def _run(self, limit: int | None, *, until_caught_up: bool, stop: Callable[[], bool]) -> None:
         while not stop() and (limit is None or self._steps < limit):
             self._recover()
             committed = self._committed()
@@ -166,14 +178,13 @@ class _Trainer:
             if batch is not None:
                 self._feed(batch, committed, limit)
             elif may_idle:
+                stepped = self._step(None, committed)
                 self._keeper.idle_steps = max(0, self._keeper.idle_steps - 1)
-                if not self._step(None, committed) and owed:
+                if not stepped and owed:
                     log.warning("ends early: every buffered frame was replayed buffer.max_replays times")
                     break
             state = "waiting" if batch is None and not may_idle else "training" if batch is not None else "idle"
             self._keeper.tend(state, committed)
-        self._committed()  # what was forgotten meanwhile must not be in the last checkpoint
-        return self._steps
 
     def _tell_too_few(self) -> None:
         """Say once why nothing happens."""
@@ -206,15 +217,15 @@ class _Trainer:
         buffered = len(learner.buffer) + len(batch.ids)
         enough = buffered >= min(self._settings.min_frames, learner.buffer.capacity)
         may_step = buffered >= _FEWEST and (enough or batch.feed.lag(committed) == 0)
-        if not (may_step and self._step(batch, committed)):
+        stepped = may_step and self._step(batch, committed)
+        if not stepped:
             slots = learner.remember(batch.ids, batch.origin).slots
             self._cache.put(batch.ids, slots, batch.pixels, batch.aspect)
-        else:
-            for _ in range(self._settings.updates_per_step - 1):
-                if limit is None or self._steps < limit:
-                    self._step(None, committed)
         keeper.feed = batch.feed
         keeper.idle_steps = min(self._settings.idle_steps, keeper.idle_steps + len(batch.ids))
+        for _ in range(self._settings.updates_per_step - 1 if stepped else 0):
+            if limit is None or self._steps < limit:
+                self._step(None, committed)
 
     def _step(self, batch: FreshBatch | None, committed: int) -> bool:
         """One step, with fresh frames or without; False = there are too few frames for one."""

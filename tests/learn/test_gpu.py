@@ -1,5 +1,6 @@
 """The same on a GPU as on a CPU; `make gpu` runs these where there is one."""
 
+import gc
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from cld_stream.learn.groups import local_kmeans
 from cld_stream.learn.incremental import IncrementalKMeans
 from cld_stream.learn.learner import Learner
 from cld_stream.learn.losses import cross_level_loss, info_nce, npid_loss
+from cld_stream.learn.pieces import LEAST
 from tests.learn.test_groups import unit_rows
 from tests.learn.test_learner import PIXELS, SMALL
 
@@ -87,3 +89,33 @@ def test_a_learner_learns_saves_and_goes_on(branch: str, cross_level: str) -> No
     again.load_state_dict(*learner.state_dict())
     steps(again, 10, 5)
     assert again.updates == 15
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_a_step_that_a_gpu_does_not_hold_is_done_in_pieces(branch: str, caplog: pytest.LogCaptureFixture) -> None:
+    extra = [f"loss.branch={branch}", "loss.align=ema", "encoder.norm=group", "encoder.crop=64", "encoder.width=0.5"]
+    size = ["optim.batch=256", "optim.fresh=256", "buffer.capacity=256", "optim.amp=never"]
+    settings = load_settings(overrides=[*SMALL, *extra, *size])
+    pixels = PIXELS[:256].to(DEVICE)
+
+    def first_step(learner: Learner) -> float:
+        report = learner.step(learner.plan(range(256)), pixels, torch.ones(256, device=DEVICE))
+        assert report.ok
+        return report.loss
+
+    whole = Learner(settings, DEVICE)
+    torch.cuda.reset_peak_memory_stats()
+    expected = first_step(whole)
+    peak, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
+    del whole
+    gc.collect()
+    torch.cuda.empty_cache()
+    learner = Learner(settings, DEVICE)
+    torch.cuda.set_per_process_memory_fraction(0.6 * peak / total)
+    try:
+        assert first_step(learner) == pytest.approx(expected, rel=1e-3)
+        assert learner.pieces.frames is not None
+        assert LEAST <= learner.pieces.frames < 256
+        assert "out of memory with 256 frames at a time" in caplog.records[0].getMessage()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

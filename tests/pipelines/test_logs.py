@@ -12,8 +12,8 @@ def progress(step: int) -> TrainProgress:
     return TrainProgress(
         state="training", step=step, updates=step, loss=1.0, instance=0.5, cld=0.5, frames_s=1.0, data_wait=0.0, lag=0,
         thinned=0, fed=0, committed=0, buffered=0, capacity=1, groups=1, feature_std=0.1, effective_rank=3.0, lr=0.1,
-        cbp=1, rescues=0, guard="ok", guard_warnings=0, guard_holds=0, guard_rollbacks=0, guard_kept=1.0,
-        guard_entropy=1.0, guard_agreement=0.5, guard_loss_ratio=0.5,
+        frames_at_once=24, cbp=1, rescues=0, guard="ok", guard_warnings=0, guard_holds=0, guard_rollbacks=0,
+        guard_kept=1.0, guard_entropy=1.0, guard_agreement=0.5, guard_loss_ratio=0.5,
     )  # fmt: skip
 
 

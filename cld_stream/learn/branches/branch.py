@@ -1,6 +1,6 @@
 """What every instance branch is: a loss over a batch, and a memory that moves once the step has gone well."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from cld_stream.config import Settings
 from cld_stream.learn.bank import MemoryBank
 from cld_stream.learn.encoder import Encoder
 from cld_stream.learn.near import Near
+from cld_stream.learn.pieces import Pieces
 
 __all__ = ["Batch", "Branch"]
 
@@ -28,6 +29,7 @@ class Batch:
         generator: randomness of this step.
         clock: the learner's step.
         near: which frames are near-repeats, and so no negatives of each other; None = none are.
+        pieces: how many frames a pass may hold.
     """
 
     ids_N: Tensor
@@ -40,6 +42,7 @@ class Batch:
     generator: torch.Generator
     clock: int = 0
     near: Near | None = None
+    pieces: Pieces = field(default_factory=Pieces)
 
 
 class Branch(nn.Module):

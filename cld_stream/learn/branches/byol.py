@@ -40,7 +40,7 @@ class BYOL(Branch):
         """Each view's prediction against the target's word on the other view; in squared distance."""
         f_VD = torch.cat([batch.f1_ND, batch.f2_ND])
         p1_ND, p2_ND = self.predictor(f_VD).chunk(2)
-        z1_ND, z2_ND = self.target(batch.views.flatten(0, 1)).chunk(2)
+        z1_ND, z2_ND = self.target(batch.views, batch.pieces)
         return (byol_loss(p1_ND, z2_ND) + byol_loss(p2_ND, z1_ND)) / 2
 
     def follow(self, encoder: Encoder) -> None:

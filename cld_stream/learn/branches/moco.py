@@ -89,7 +89,7 @@ class MoCo(Branch):
     def forward(self, batch: Batch) -> Tensor:
         """Two queries, one key."""
         queue, ids_N, t = self.queue, batch.ids_N, self._temperature
-        k_ND = self.key_encoder(batch.views[2])
+        (k_ND,) = self.key_encoder(batch.views[2:], batch.pieces)
         self._pushed = k_ND, ids_N, batch.near
         others_NK = (queue.ids_K >= 0) & (queue.ids_K != ids_N[:, None])
         if batch.near is not None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cld_stream.learn.encoder import Encoder
+from cld_stream.learn.pieces import Pieces
 
 __all__ = ["MomentumEncoder"]
 
@@ -29,10 +30,9 @@ class MomentumEncoder(nn.Module):
                 layer.track_running_stats = False
 
     @torch.no_grad()
-    def forward(self, x_N3CC: Tensor) -> Tensor:
-        """Unit instance features (N, D), float32, without gradient."""
-        features: Tensor = self.encoder(x_N3CC).instance_Nd
-        return features
+    def forward(self, views_vN3CC: Tensor, pieces: Pieces) -> Tensor:
+        """Unit instance features (v, N, D), float32, without gradient."""
+        return pieces.through(lambda x_V3CC: (self.encoder(x_V3CC).instance_Nd,), views_vN3CC)[0]
 
     @torch.no_grad()
     def follow(self, encoder: Encoder) -> None:
