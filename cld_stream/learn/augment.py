@@ -4,6 +4,7 @@ Each sample has a crop and factors of its own.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -222,11 +223,10 @@ def resized_crops(
         float32 in [0, 1], (V, 3, crop, crop).
     """
     edges_4V = _whole_pixels(boxes, frames_NSS3.shape[1])
-    of_V = torch.arange(len(frames_NSS3), device=frames_NSS3.device) if of_V is None else of_V
-    flip_V = torch.zeros_like(of_V, dtype=torch.bool) if flip_V is None else flip_V
     if frames_NSS3.device.type == "cpu":
-        return _crops_of_bytes(frames_NSS3, of_V, edges_4V, crop, flip_V)
-    return _crops_by_products(frames_NSS3[of_V], edges_4V, crop, flip_V)
+        of = range(len(frames_NSS3)) if of_V is None else of_V.tolist()
+        return _crops_of_bytes(frames_NSS3, of, edges_4V, crop, flip_V)
+    return _crops_by_products(frames_NSS3 if of_V is None else frames_NSS3[of_V], edges_4V, crop, flip_V)
 
 
 def _whole_pixels(boxes: Boxes, side: int) -> Tensor:
@@ -238,17 +238,20 @@ def _whole_pixels(boxes: Boxes, side: int) -> Tensor:
     return torch.stack(ends).long()
 
 
-def _crops_of_bytes(frames_NSS3: Tensor, of_V: Tensor, edges_4V: Tensor, crop: int, flip_V: Tensor) -> Tensor:
+def _crops_of_bytes(
+    frames_NSS3: Tensor, of: Sequence[int], edges_4V: Tensor, crop: int, flip_V: Tensor | None
+) -> Tensor:
     frames_N3SS, x = frames_NSS3.permute(0, 3, 1, 2), []
-    for of, (top, bottom, left, right) in zip(of_V.tolist(), edges_4V.T.tolist(), strict=True):
-        box_13HW = frames_N3SS[of : of + 1, :, top:bottom, left:right]
+    for n, (top, bottom, left, right) in zip(of, edges_4V.T.tolist(), strict=True):
+        box_13HW = frames_N3SS[n : n + 1, :, top:bottom, left:right]
         x.append(F.interpolate(box_13HW, (crop, crop), mode="bilinear", antialias=True))
     x_V3CC = torch.cat(x)
-    x_V3CC = torch.where(flip_V[:, None, None, None], x_V3CC.flip(3), x_V3CC)
+    if flip_V is not None:
+        x_V3CC = torch.where(flip_V[:, None, None, None], x_V3CC.flip(3), x_V3CC)
     return x_V3CC.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
-def _crops_by_products(frames_VSS3: Tensor, edges_4V: Tensor, crop: int, flip_V: Tensor) -> Tensor:
+def _crops_by_products(frames_VSS3: Tensor, edges_4V: Tensor, crop: int, flip_V: Tensor | None) -> Tensor:
     """A resize is a pair of matrices, one for rows and one for columns; a flip is then free."""
     views, side = frames_VSS3.shape[:2]
     top_V, bottom_V, left_V, right_V = edges_4V

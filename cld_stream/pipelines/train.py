@@ -250,10 +250,11 @@ class _Trainer:
         Raises:
             GuardStopError: it did not help the last time.
         """
-        if (self._keeper.sick or self._rescue.wanted) is None:
+        why = self._keeper.sick or self._rescue.wanted
+        if why is None:
             return
         self._keeper.try_checkpoint()
-        error = self._rescue.back(self._learner, self._keeper.sick or str(self._rescue.wanted))
+        error = self._rescue.back(self._learner, why)
         self._keeper.rolled_back()
         self._forget_gone()
         self._keeper.try_checkpoint()
