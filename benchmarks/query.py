@@ -22,7 +22,7 @@ import cld_stream
 from cld_stream.config import StoreSettings
 from cld_stream.search.flat import FlatIndex
 from cld_stream.storage import schema
-from cld_stream.storage.snapshots import SnapshotBuilder
+from cld_stream.storage.snapshot_builder import SnapshotBuilder
 from cld_stream.storage.store import Store
 
 WIDTH, PER_SOURCE, SHOTS, QUERIES = 128, 1000, 20_000, 30

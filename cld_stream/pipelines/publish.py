@@ -20,14 +20,8 @@ from cld_stream.search.cluster import nearest_group, spherical_kmeans
 from cld_stream.storage.frames import FrameReader
 from cld_stream.storage.lock import FileLock
 from cld_stream.storage.schema import SnapshotRow
-from cld_stream.storage.snapshots import (
-    Snapshot,
-    SnapshotBuilder,
-    drop_features,
-    encoder_hash,
-    remove_snapshot,
-    snapshots_folder,
-)
+from cld_stream.storage.snapshot_builder import SnapshotBuilder, encoder_hash
+from cld_stream.storage.snapshots import Snapshot, drop_features, remove_snapshot, snapshots_folder
 from cld_stream.storage.store import Store
 
 __all__ = ["Publication", "drop_gone", "embed_frames", "passed_over", "publish", "publish_checkpoint"]

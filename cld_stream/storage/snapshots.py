@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,14 +12,7 @@ from numpy.typing import NDArray
 
 from cld_stream.errors import CorruptError, FormatTooNewError, StoreNotFoundError
 from cld_stream.storage.durable import (
-    atomic_write_bytes,
-    atomic_write_json,
-    fsync_tree,
-    make_dir,
-    publish_dir,
     remove_dir,
-    temporary,
-    whole,
 )
 from cld_stream.storage.schema import SnapshotRow
 from cld_stream.storage.segments import (
@@ -33,13 +25,18 @@ from cld_stream.storage.segments import (
 from cld_stream.storage.store import Store
 
 __all__ = [
+    "FORMAT",
+    "GROUPS",
+    "MANIFEST",
     "SPACES",
+    "VERSION",
+    "WEIGHTS",
     "Snapshot",
-    "SnapshotBuilder",
     "drop_features",
-    "encoder_hash",
     "named_ids",
+    "read_manifest",
     "remove_snapshot",
+    "snapshot_directories",
     "snapshot_rows",
     "snapshots_folder",
 ]
@@ -47,8 +44,8 @@ __all__ = [
 SPACES = ("instance", "group", "backbone")
 """The kinds of features that a snapshot holds of every frame."""
 
-_FORMAT, _VERSION = "cld-stream.snapshot", 1
-_WEIGHTS, _GROUPS, _MANIFEST = "weights.safetensors", "groups.safetensors", "manifest.json"
+FORMAT, VERSION = "cld-stream.snapshot", 1
+WEIGHTS, GROUPS, MANIFEST = "weights.safetensors", "groups.safetensors", "manifest.json"
 
 Tensors: TypeAlias = dict[str, NDArray[Any]]
 Columns: TypeAlias = tuple[NDArray[Any], ...]
@@ -70,7 +67,7 @@ class Snapshot:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest = _manifest(path)
+        self.manifest = read_manifest(path)
         self.id = str(self.manifest["id"])
         self.spaces: dict[str, int] = dict(self.manifest["spaces"])
 
@@ -95,7 +92,7 @@ class Snapshot:
 
     def weights(self) -> Tensors:
         """The encoder's tensors by name."""
-        return self._tensors(_WEIGHTS)
+        return self._tensors(WEIGHTS)
 
     def groups(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """(K x d unit centroids in the space `group`, group of each row; -1 = forgotten)."""
@@ -104,7 +101,7 @@ class Snapshot:
 
     def centroids(self) -> NDArray[np.float32]:
         """Of the groups: K x d, unit rows, in the space `group`."""
-        return self._tensors(_GROUPS)["centroids"]
+        return self._tensors(GROUPS)["centroids"]
 
     def add_segment(
         self,
@@ -163,139 +160,15 @@ class Snapshot:
         return load(data)
 
 
-class SnapshotBuilder:
-    """A snapshot in the making. A second builder of the same id goes on where the first was killed.
-
-    One process at a time may build (the publisher's lock).
-
-    Args:
-        store_path: the store.
-        id: of the snapshot.
-        manifest: `created_utc`, `step`, `encoder`, `settings`, `store`, `info`.
-        weights: the encoder's tensors.
-        ids: the frames to embed; taken from disk when the build is resumed.
-        stop: every frame id below this is among `ids`, or gone.
-        spaces: width of the features by space.
-    """
-
-    def __init__(
-        self,
-        store_path: Path,
-        id: str,  # noqa: A002
-        manifest: Mapping[str, Any],
-        weights: Mapping[str, NDArray[Any]],
-        ids: NDArray[np.int64],
-        stop: int,
-        spaces: Mapping[str, int],
-    ) -> None:
-        self.path = snapshots_folder(store_path) / id
-        self._aside = temporary(self.path)
-        if not (self._aside / _MANIFEST).exists():
-            make_dir(self.path.parent)
-            for left in self.path.parent.glob(".*.tmp"):
-                shutil.rmtree(left, ignore_errors=True)
-            with whole(self._aside):
-                self._begin(id, manifest, weights, ids, stop, spaces)
-        self._manifest = _manifest(self._aside)
-        self._segment = FeatureSegment(self._aside / "segments" / str(self._manifest["segment"]))
-
-    def _begin(
-        self,
-        id: str,  # noqa: A002
-        manifest: Mapping[str, Any],
-        weights: Mapping[str, NDArray[Any]],
-        ids: NDArray[np.int64],
-        stop: int,
-        spaces: Mapping[str, int],
-    ) -> None:
-        """Everything but features and groups; the manifest last."""
-        from safetensors.numpy import save
-
-        make_dir(self._aside / "segments")
-        data = save({name: np.array(value, order="C") for name, value in weights.items()})
-        atomic_write_bytes(self._aside / _WEIGHTS, data)
-        name = segment_name(0, stop)
-        FeatureSegment.create(self._aside / "segments" / name, ids, dict(spaces))
-        header = {"format": _FORMAT, "version": _VERSION, "id": id, **manifest}
-        header |= {"spaces": dict(spaces), "frames": len(ids), "segment": name}
-        header |= {"files": {_WEIGHTS: _checksum(data)}}
-        fsync_tree(self._aside)
-        atomic_write_json(self._aside / _MANIFEST, header)
-
-    @classmethod
-    def unfinished(cls, store_path: Path, encoder: str) -> str | None:
-        """Id of a build of the encoder with this hash that was killed, or None."""
-        for path in _directories(store_path, unfinished=True):
-            try:
-                manifest = _manifest(path)
-            except (StoreNotFoundError, CorruptError):
-                continue
-            if path.name.startswith(".") and manifest["encoder"]["sha256"] == encoder:
-                return str(manifest["id"])
-        return None
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        """The frames to embed, -1 where forgotten since the start."""
-        return self._segment.ids()
-
-    @property
-    def rows_done(self) -> int:
-        """Rows whose features are durable."""
-        return self._segment.rows_written()
-
-    def next_rows(self) -> slice | None:
-        """The rows to embed and `write` next, or None when all are there."""
-        return self._segment.next_rows()
-
-    def write(self, rows: slice, features: Mapping[str, NDArray[np.float16]]) -> None:
-        """Features of the rows that `next_rows` gave; durable when this returns."""
-        self._segment.write_rows(rows, features)
-
-    def features(self, space: str) -> NDArray[np.float16]:
-        """What was written so far, of a complete build."""
-        return self._segment.features(space)
-
-    def leave_out(self, ids: NDArray[np.int64]) -> None:
-        """Frames that have no features, because their pictures could not be read."""
-        self._segment.drop(ids)
-
-    def abandon(self) -> None:
-        """Give the disk back what was written so far."""
-        shutil.rmtree(self._aside, ignore_errors=True)
-
-    def finish(self, centroids: NDArray[np.float32], labels: NDArray[np.int32]) -> Snapshot:
-        """Add the groups and give the snapshot its name. The catalog's row is the caller's."""
-        from safetensors.numpy import save
-
-        self._segment.write_labels(labels)
-        data = save({"centroids": np.ascontiguousarray(centroids, np.float32)})
-        atomic_write_bytes(self._aside / _GROUPS, data)
-        self._manifest["files"][_GROUPS] = _checksum(data)
-        atomic_write_json(self._aside / _MANIFEST, self._manifest)
-        publish_dir(self._aside, self.path)
-        return Snapshot(self.path)
-
-
 def snapshots_folder(store_path: Path) -> Path:
     """Where the snapshots of a store are."""
     return store_path / "snapshots"
 
 
-def encoder_hash(weights: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> str:
-    """SHA-256 of an encoder: its settings, and name, type, shape and bytes of every tensor."""
-    digest = hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode())
-    for name in sorted(weights):
-        value = np.asarray(weights[name])
-        digest.update(json.dumps([name, value.dtype.str, value.shape]).encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
-
-
 def snapshot_rows(store_path: Path) -> list[SnapshotRow]:
     """Catalog rows of the snapshots on disk, from their manifests; damaged ones are left out."""
     rows = []
-    for path in _directories(store_path):
+    for path in snapshot_directories(store_path):
         try:
             rows.append(Snapshot(path).row())
         except (CorruptError, FormatTooNewError):
@@ -306,7 +179,7 @@ def snapshot_rows(store_path: Path) -> list[SnapshotRow]:
 def named_ids(store_path: Path) -> NDArray[np.int64]:
     """Ids of every frame that a snapshot, finished or not, has features of; ascending."""
     found = [np.zeros(0, np.int64)]
-    for path in _directories(store_path, unfinished=True):
+    for path in snapshot_directories(store_path, unfinished=True):
         found += [segment.ids() for segment in list_segments(path / "segments")]
     ids = np.unique(np.concatenate(found))
     return ids[ids >= 0]
@@ -331,7 +204,7 @@ def drop_features(store: Store, ids: NDArray[np.int64], on_damage: Callable[[Cor
         Rows that were removed.
     """
     removed = 0
-    for path in _directories(store.path, unfinished=True):
+    for path in snapshot_directories(store.path, unfinished=True):
         name = path.name.removeprefix(".").removesuffix(".tmp")
         try:
             for attempt in (path, path.with_name(name)):
@@ -346,7 +219,8 @@ def drop_features(store: Store, ids: NDArray[np.int64], on_damage: Callable[[Cor
     return removed
 
 
-def _directories(store_path: Path, unfinished: bool = False) -> list[Path]:
+def snapshot_directories(store_path: Path, unfinished: bool = False) -> list[Path]:
+    """The directories of a store's snapshots, by name; `unfinished`: of those in the making, too."""
     folder = snapshots_folder(store_path)
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     building = re.compile(r"\..*\.tmp")
@@ -357,26 +231,27 @@ def _directories(store_path: Path, unfinished: bool = False) -> list[Path]:
     ]
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest in a snapshot's directory.
+
+    Raises:
+        StoreNotFoundError, FormatTooNewError, CorruptError.
+    """
     try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
-        if manifest["format"] != _FORMAT:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']!r}")
         version = int(manifest["version"])
     except FileNotFoundError:
         raise StoreNotFoundError(f"{path}: there is no such snapshot on disk. See: cld-stream snapshots") from None
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise _damaged(path, f"{_MANIFEST} is not readable ({e})") from None
-    if version > _VERSION:
+        raise _damaged(path, f"{MANIFEST} is not readable ({e})") from None
+    if version > VERSION:
         raise FormatTooNewError(
-            f"{path} has snapshot format {version}; this cld-stream reads up to {_VERSION}. "
+            f"{path} has snapshot format {version}; this cld-stream reads up to {VERSION}. "
             "Upgrade: pip install -U cld-stream"
         )
     return dict(manifest)
-
-
-def _checksum(data: bytes) -> dict[str, Any]:
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _damaged(path: Path, what: str) -> CorruptError:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from cld_stream.errors import CorruptError, FormatTooNewError, StoreNotFoundError
 from cld_stream.storage import vectors
 from cld_stream.storage.segments import list_segments, merge_segments, segment_name, write_segment
-from cld_stream.storage.snapshots import Snapshot, SnapshotBuilder, encoder_hash, snapshot_rows
+from cld_stream.storage.snapshot_builder import SnapshotBuilder, encoder_hash
+from cld_stream.storage.snapshots import Snapshot, snapshot_rows
 from cld_stream.storage.vectors import VectorArray
 
 MANIFEST = {"created_utc": 1.5, "step": 3, "encoder": {"sha256": "abc", "settings": {}}, "info": {"note": "x"}}
