@@ -151,7 +151,10 @@ class LossSettings(_Section):
         "groups that a view must find: those of the batch, persistent ones over the bank, half of each, or the shots "
         "or segments that `near` tells apart",
     )
-    bank_groups: int = setting(256, "persistent groups over the bank", ge=1)
+    bank_groups: int = setting(256, "persistent groups over the bank, at most", ge=1)
+    bank_rows_per_group: int = setting(
+        1, "bank rows for each of them: their number grows with the buffer; 1 = all of them from the start", ge=1
+    )
     bank_refine_steps: int = setting(
         50, "steps between their refinements; about 6% of the rows may change in between", ge=1
     )

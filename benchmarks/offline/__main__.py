@@ -93,9 +93,10 @@ def arguments() -> argparse.Namespace:
     asked.variants = asked.variants or (TABLE_VARIANTS if asked.scale == "cpu" else ("full",))
     asked.seeds = asked.seeds or ((0, 1, 2) if asked.scale == "cpu" else (0,))
     asked.out = asked.out or Path(f"benchmarks/results/offline-{asked.scale}.jsonl")
-    for name in [*asked.only, *asked.variants]:
-        if name not in (*METHODS, *data.VARIANTS):
-            parser.error(f"there is no {name!r}; methods: {', '.join(METHODS)}; sets: {', '.join(data.VARIANTS)}")
+    for option, names, known in (("--only", asked.only, METHODS), ("--variants", asked.variants, data.VARIANTS)):
+        for name in names:
+            if name not in known:
+                parser.error(f"{option}: there is no {name!r}; choose from {', '.join(known)}")
     if not asked.cifar.is_file():
         parser.error(f"{asked.cifar}: no such file. Name the npz with --cifar, or its data folder in CLD_STREAM_DATA.")
     return asked

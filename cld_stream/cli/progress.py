@@ -210,5 +210,7 @@ def print_tune_report(report: "TuneReport") -> None:
         answer(f"{report.done} of {report.runs} runs are finished and kept; the same command goes on from there.")
     if report.use:
         answer(f"Rank 1: {report.use}")
+    if report.misfit:
+        answer(safe(f"It needs a store of its own. {report.misfit}"))
     if report.out:
         answer(f"Wrote {safe(report.out)}: use it with --config.")

@@ -42,7 +42,9 @@ class CrossLevel:
         self.groups: IncrementalKMeans | None = None
         if self._local < 1:
             self.bank = MemoryBank(capacity, dim, loss.bank_momentum, device)
-            self.groups = IncrementalKMeans(loss.bank_groups, dim, capacity, device=device)
+            self.groups = IncrementalKMeans(
+                loss.bank_groups, dim, capacity, rows_per_group=loss.bank_rows_per_group, device=device
+            )
 
     def __call__(
         self, g1_ND: Tensor, g2_ND: Tensor, slots_N: Tensor, newborn_N: Tensor, near: Near | None = None

@@ -127,7 +127,7 @@ class IncrementalKMeans:
         """
         with fast_float32(rows_MD.device):
             live_N = (live_M & rows_MD.isfinite().all(1)).nonzero()[:, 0]
-            x_ND = rows_MD[live_N]
+            x_ND = rows_MD[live_N].float()
             self.group_M.fill_(-1)
             if not len(x_ND):
                 return

@@ -251,7 +251,10 @@ class Learner:
         return self.views(pixels, aspect, generator, second, self.pieces.frames)
 
     def _features(self, views: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Instance and group features of each view, in float32, from one pass over all of them, or over each piece."""
+        """Instance and group features of each view, in float32, from one pass over all of them, or over each piece.
+
+        So batch norm sees both views as one batch. MoCo and BYOL pass each view alone.
+        """
         self.encoder.train()
         f, g = self.pieces.through(self._pass, views)
         return f.unbind(), g.unbind()

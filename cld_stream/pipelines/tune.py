@@ -12,18 +12,22 @@ import torch
 from numpy.typing import NDArray
 
 from cld_stream.config import Settings, as_toml
-from cld_stream.errors import UsageError
+from cld_stream.errors import CorruptError, StoreNotFoundError, UsageError
 from cld_stream.learn.memory import keep_freed_memory
-from cld_stream.pipelines.restore import fresh_learner
+from cld_stream.pipelines.restore import check_settings, fresh_learner, saved_settings
 from cld_stream.pipelines.tune_candidates import Candidate, Given, list_candidates
 from cld_stream.pipelines.tune_ranking import Standing, rank_candidates
 from cld_stream.pipelines.tune_report import TuneProgress, TuneReport
 from cld_stream.pipelines.tune_runs import FinishedRuns
 from cld_stream.pipelines.tune_slice import Slice, measure, take_slice, train_on
+from cld_stream.storage.checkpoints import load_checkpoint
 from cld_stream.storage.durable import atomic_write_bytes
 from cld_stream.storage.store import Store
 
-__all__ = ["Given", "TuneProgress", "TuneReport", "tune"]
+__all__ = ["STEPS", "Given", "TuneProgress", "TuneReport", "tune"]
+
+STEPS = 600
+"""Of a short run: after so many the score ranked as labels do, after 200 it did not (decision 043)."""
 
 
 def tune(
@@ -31,7 +35,7 @@ def tune(
     given: Given,
     *,
     candidates: Path | None = None,
-    steps: int = 200,
+    steps: int = STEPS,
     seeds: int = 2,
     frames: int = 4096,
     out: Path | None = None,
@@ -67,15 +71,15 @@ def tune(
     work = _Comparison(contenders, data, finished, steps, seeds, given.device, on_progress, stop)
     work.run()
     standings, compared = work.standings()
-    use = None
+    use = misfit = None
     if standings:
         best = contenders[standings[0].index]
-        use = _command(store_path, given, best)
+        use, misfit = _command(store_path, given, best), _misfit(store_path, best.settings)
         if out:
             _write(out, best, standings[0])
     return TuneReport(
         contenders, standings, compared, work.done, work.runs, int((~data.asked).sum()), int(data.asked.sum()), steps,
-        work.seconds, use, out if standings else None,
+        work.seconds, use, misfit, out if standings else None,
     )  # fmt: skip
 
 
@@ -176,6 +180,17 @@ def _command(store_path: Path, given: Given, best: Candidate) -> str:
     for item in (*given.overrides, *best.changes):
         words += ["--set", item]
     return shlex.join(words)
+
+
+def _misfit(store_path: Path, settings: Settings) -> str | None:
+    """Why training that was begun in the store cannot go on with them, if so."""
+    try:
+        check_settings(saved_settings(load_checkpoint(store_path)), settings, store_path)
+    except (StoreNotFoundError, CorruptError):
+        return None  # not begun, or nothing to go on from
+    except UsageError as e:
+        return str(e)
+    return None
 
 
 def _write(out: Path, best: Candidate, standing: Standing) -> None:

@@ -11,8 +11,8 @@ from cld_stream.pipelines.tune_ranking import SURE, Standing
 __all__ = ["TuneProgress", "TuneReport"]
 
 WORTH = (
-    "The score is label-free: it says how well the encoder tells frames apart. On two labelled sets it ranked as "
-    "labels do after 600 steps, and did not after 200 (docs/tune.md)."
+    "The score is label-free: it says how well the encoder tells frames apart. On two labelled sets it ranked "
+    "temperatures T_I, with CLD and without, as labels do after 600 steps, and did not after 200 (docs/tune.md)."
 )
 
 
@@ -45,6 +45,7 @@ class TuneReport:
         done, runs: finished runs, of how many.
         frames, questions: trained on, and asked.
         use: the command line that trains with the best settings.
+        misfit: why training that was begun in this store cannot go on with them.
         out: the file that holds them.
     """
 
@@ -58,6 +59,7 @@ class TuneReport:
     steps: int
     seconds: float
     use: str | None
+    misfit: str | None
     out: Path | None
 
     @property
@@ -100,7 +102,7 @@ class TuneReport:
         ]  # fmt: skip
         return {
             "candidates": rows, "sure": len(self.tied) == 1, "verdict": " ".join(self.verdict()), "use": self.use,
-            "out": self.out and str(self.out), "finished": self.done == self.runs, "done": self.done,
-            "runs": self.runs, "seeds": self.seeds, "steps": self.steps, "frames": self.frames,
+            "misfit": self.misfit, "out": self.out and str(self.out), "finished": self.done == self.runs,
+            "done": self.done, "runs": self.runs, "seeds": self.seeds, "steps": self.steps, "frames": self.frames,
             "questions": self.questions, "seconds": round(self.seconds, 1),
         }  # fmt: skip

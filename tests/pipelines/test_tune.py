@@ -6,6 +6,7 @@ import pytest
 
 from cld_stream.config import load_settings
 from cld_stream.errors import UsageError
+from cld_stream.pipelines.train import train
 from cld_stream.pipelines.tune import Given, TuneProgress, TuneReport, tune
 from cld_stream.pipelines.tune_candidates import list_candidates
 from cld_stream.storage.store import Store
@@ -113,7 +114,7 @@ def test_equal_scores_are_called_equal() -> None:
 
     candidates = list_candidates(GIVEN, None)[:3]
     equal = [Standing(i, 0.5, 0.0, 1 / 3, 0.5) for i in (1, 0, 2)]
-    report = TuneReport(candidates, equal, 2, 6, 6, 96, 32, 10, 1.0, "use", None)
+    report = TuneReport(candidates, equal, 2, 6, 6, 96, 32, 10, 1.0, "use", None, None)
     assert "Cannot tell ranks 1, 2, 3 apart" in report.verdict()[0]
     assert "no good reason to change" in report.verdict()[1]
     clear = replace(report, standings=[equal[0], *(replace(s, beaten=0.99) for s in equal[1:])])
@@ -178,3 +179,14 @@ def test_what_cannot_be_built_shows_before_the_first_run(home: Path) -> None:
     (home / "some.toml").write_text('[[candidates]]\nencoder.backbone = "resnet19"\n')
     with pytest.raises(UsageError, match="resnet19"):
         run(home, on_progress=lambda _: pytest.fail("it ran"))
+
+
+def test_a_winner_that_does_not_fit_what_was_trained_is_told(home: Path) -> None:
+    as_now = (*GIVEN.overrides, "train.min_frames=32")
+    train(home / "store", load_settings(overrides=as_now), steps=1)
+    (home / "one.toml").write_text("[[candidates]]\noptim.lr = 1e-9\n")
+    asked = {"candidates": home / "one.toml", "steps": 2, "seeds": 1, "frames": 384}
+    assert tune(home / "store", Given(overrides=as_now), **asked).misfit is None  # type: ignore[arg-type]
+    misfit = tune(home / "store", Given(overrides=(*as_now, "loss.cross_level=bank")), **asked).misfit  # type: ignore[arg-type]
+    assert misfit
+    assert "loss.cross_level = local, now bank" in misfit

@@ -19,7 +19,9 @@ class BYOL(Branch):
     """Predictor on top of f_I, and the momentum encoder as target.
 
     The CLD paper reports BYOL+CLD, but its code was never released: this is ours. Departures from Grill et al.:
-    the predictor reads the normalised projection, and the target's momentum is constant, since a stream has no end.
+    the predictor reads the normalised projection; the projector is the head that all branches share, without batch
+    norm; the loss is the mean of both directions, not their sum; the target's momentum is constant, since a stream
+    has no end.
     """
 
     def __init__(self, settings: Settings, encoder: Encoder) -> None:

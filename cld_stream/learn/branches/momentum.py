@@ -16,8 +16,8 @@ class MomentumEncoder(nn.Module):
     """A copy of the encoder that follows it: theta_k <- m theta_k + (1 - m) theta_q.
 
     Paper: He et al. 2020, eq. 2 (https://arxiv.org/abs/1911.05722); Grill et al. 2020, eq. 1. Its batch-norm layers
-    take the statistics of the batch at hand and keep none, so that its parameters are its whole state. Departure from
-    MoCo: no shuffling of the batch over devices, since there is one device.
+    take the statistics of the batch at hand and keep none, so that its parameters are its whole state. Departures
+    from both: the two views are one batch to batch norm. From MoCo: no shuffling over devices, since there is one.
     """
 
     def __init__(self, encoder: Encoder, momentum: float) -> None:

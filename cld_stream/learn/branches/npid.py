@@ -12,6 +12,9 @@ from cld_stream.learn.losses import nce_loss, nce_normaliser, npid_loss
 
 __all__ = ["NPID"]
 
+_PACE = 0.1
+"""How fast the normaliser of the noise follows, in a step."""
+
 
 class NPID(Branch):
     """Full softmax over all live rows, or noise-contrastive estimation with m drawn ones (`loss.negatives`).
@@ -52,10 +55,13 @@ class NPID(Branch):
         return age_M.float() * (-math.log(2) / self._half_life)
 
     def _sampled(self, batch: Batch) -> Tensor:
-        """As in the public implementations, Z is estimated from the first batch and then stays.
+        """Each view must tell its own row from m drawn ones.
 
-        Departures: both views of a whole batch share one draw of m rows, with replacement, which makes it one
-        matrix product; positives of newborn frames are the other view, as in `npid_loss`.
+        Departures: Z follows the encoder. In the public implementations it stays what the first batch says, under rows
+        that start at random; here rows are born as features of an encoder that tells nothing apart yet, and under
+        their Z the features would stay as close together as they are then. Both views of a whole batch share one draw
+        of m rows, with replacement, which makes it one matrix product. Positives of newborn frames are the other view,
+        as in `npid_loss`.
         """
         b, t = batch, self._temperature
         live_L = b.bank.live_M.nonzero()[:, 0]
@@ -72,13 +78,14 @@ class NPID(Branch):
         own_ND = b.bank.rows_MD[b.slots_N.clamp(min=0)]
         positive1_ND = torch.where(by_row_N1, own_ND, b.f2_ND.detach())
         positive2_ND = torch.where(by_row_N1, own_ND, b.f1_ND.detach())
-        self._log_z = torch.where(self.log_z.isnan(), nce_normaliser(b.f1_ND, positive1_ND, rows_mD, t), self.log_z)
+        now = nce_normaliser(b.f1_ND, positive1_ND, rows_mD, t)
+        self._log_z = torch.where(self.log_z.isnan(), now, torch.lerp(self.log_z, now, _PACE))
         first = nce_loss(b.f1_ND, positive1_ND, rows_mD, t, self._log_z, weight_Nm)
         second = nce_loss(b.f2_ND, positive2_ND, rows_mD, t, self._log_z, weight_Nm)
         return (first + second) / 2
 
     def follow(self, encoder: Encoder) -> None:
-        """Keep the first batch's normaliser; the bank is the learner's."""
+        """The normaliser moves; the bank is the learner's."""
         del encoder
         if self._negatives:
             self.log_z.copy_(self._log_z)

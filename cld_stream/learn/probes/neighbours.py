@@ -27,19 +27,20 @@ def knn_classify(
         train_ND, test_QD: unit rows.
         train_labels_N: 0 <= label < classes.
         k: lowered to N when there are fewer.
-        sigma: > 0; the authors use T_I.
+        sigma: > 0.0015; the authors use T_I.
         chunk: queries compared at a time.
 
     Returns:
-        scores_QL and the class of the highest score of each query.
+        scores_QL (float64) and the class of the highest score of each query.
     """
     k, train_ND = min(k, len(train_ND)), train_ND.float()
     scores = []
     for start in range(0, len(test_QD), chunk):
         similarity_qk, row_qk = (test_QD[start : start + chunk].float() @ train_ND.T).topk(k)
+        similarity_qk = similarity_qk.double()  # exp(1 / sigma) leaves float32 below sigma = 0.0113
         zeros_qL = similarity_qk.new_zeros(len(similarity_qk), classes)
         scores.append(zeros_qL.scatter_add_(1, train_labels_N[row_qk], (similarity_qk / sigma).exp_()))
-    scores_QL = torch.cat(scores) if scores else train_ND.new_zeros(0, classes)
+    scores_QL = torch.cat(scores) if scores else train_ND.new_zeros(0, classes, dtype=torch.float64)
     return scores_QL, scores_QL.argmax(1)
 
 
