@@ -16,13 +16,16 @@ def add_to(app: typer.Typer) -> None:
 
 def snapshot(
     store: StoreOption = DEFAULT_STORE,
-    force: Annotated[bool, typer.Option("--force", help="Publish also what the guard holds.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Publish also what is older than the latest, untrained, or held by the guard."),
+    ] = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Publish the encoder of the newest checkpoint now, with the features of every stored frame."""
     from cld_stream.pipelines.device import choose_device
-    from cld_stream.pipelines.publish import publish_checkpoint
+    from cld_stream.pipelines.publish_checkpoint import publish_checkpoint
 
     made = publish_checkpoint(store, device=choose_device(device), force=force)
     if json:
