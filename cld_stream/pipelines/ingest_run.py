@@ -7,7 +7,7 @@ cursor of a source is committed in the same transaction as the frames before it.
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from cld_stream.config import Settings
 from cld_stream.media.discover import Discovery, Item
@@ -264,6 +264,7 @@ class Run:
             return
         reason = f"{reason} {previous_outcome(entry.row)}"
         self.writer.finish(entry.row.id, Outcome.MISSING, reason, entry.row.reader)
+        entry.row = replace(entry.row, outcome=Outcome.MISSING, reason=reason)  # it is not left twice
         path, kind = str(entry.path), entry.kind
         self._tell(FileReport(path, kind, Outcome.MISSING, reason, action="missing", changed=True))
 

@@ -180,7 +180,9 @@ def test_a_file_changed_in_place_is_a_new_source(media: Path, store: Path) -> No
     report = take(store, media)
     mine = [s for s in ledger(store) if s.path.endswith("a.mp4")]
     assert [(s.outcome, s.frames) for s in mine] == [("MISSING", 7), ("ADDED", 3)]
-    assert report.frames == 3
+    assert mine[0].reason == "changed in place; its new content is another source (was ADDED)"
+    told = [(f.outcome, f.changed) for f in report.files if f.path.endswith("a.mp4")]
+    assert (told, report.frames, report.changed) == ([("MISSING", True), ("ADDED", True)], 3, 2)
     assert take(store, media).changed == 0
 
 
