@@ -108,8 +108,8 @@ def _fitting_backbone(settings: EncoderSettings, download: bool) -> tuple[nn.Mod
             raise
         reason = str(e).partition("\n")[0]
         raise UsageError(
-            f"encoder.backbone: {settings.backbone} cannot take pictures of {settings.crop} pixels ({reason}). Try another encoder.crop (a larger one, or a multiple of 32), "
-            "or another backbone."
+            f"encoder.backbone: {settings.backbone} cannot take pictures of {settings.crop} pixels ({reason}). "
+            "Try another encoder.crop (a larger one, or a multiple of 32) or another backbone."
         ) from e
 
 
