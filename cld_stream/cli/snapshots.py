@@ -38,7 +38,9 @@ def snapshots(
     store: StoreOption = DEFAULT_STORE,
     pin: Annotated[str | None, typer.Option(help="Keep this snapshot for ever.")] = None,
     unpin: Annotated[str | None, typer.Option(help="Let this snapshot be pruned.")] = None,
-    prune: Annotated[int | None, typer.Option(help="Keep this many newest and the pinned; delete the rest.")] = None,
+    prune: Annotated[
+        int | None, typer.Option(help="Keep this many newest and the pinned; delete the rest.", min=1)
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """List the published snapshots; pin, unpin or prune them."""

@@ -98,6 +98,13 @@ MISTAKES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "settings that are a picture": ("config --config media/photo0.png", 2, ("photo0.png", "not text")),
     "vector that is a pipe": ("query --vector pipe", 2, ("pipe", "numpy.save")),
     "demo into a file": ("demo --out bad.tsv --media media", 1, ("bad.tsv", "exists")),
+    "forget a number that no id can be": ("forget 99999999999999999999", 2, ("no source",)),
+    "prune to nothing": ("snapshots --prune -3", 2, ("--prune", "1")),
+    "a backbone for larger pictures": (
+        "train --steps 1 --set encoder.backbone=vit_b_16 --set encoder.crop=50",
+        2,
+        ("vit_b_16", "50 pixels", "crop"),
+    ),
     "unknown recipe": ("config --recipe tpu", 2, ("tpu", "cpu")),
 }
 
@@ -123,6 +130,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("trained") / "store"
     published(path, videos=1).store.close()
     return path
+
+
+# arguments, words that the message must hold
+ASKED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "a page that is a folder": ("--frame 1 --html .", ("--html", "folder")),
+    "an empty name for the sheet": ("--frame 1 --sheet ''", ("--sheet", "folder")),
+    "a frame that no id can be": ("--frame 99999999999999999999", ("no frame 99999999999999999999", "0 to 11")),
+    "a negative frame": ("--frame -1", ("no frame -1",)),
+    "a source that no id can be": ("--source 99999999999999999999 --at 0", ("no source",)),
+    "a moment that is no number": ("--source clip0.mp4 --at nan", ("--at nan", "seconds")),
+    "a moment before the start": ("--source clip0.mp4 --at -1", ("--at -1", "seconds")),
+    "a moment that never comes": ("--source clip0.mp4 --at inf", ("--at inf", "seconds")),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_mistake_in_a_question_is_told_in_a_line(cli: Cli, trained: Path, name: str) -> None:
+    arguments, words = ASKED[name]
+    ended = cli("query", "--store", trained, *shlex.split(arguments))
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1), ended.err
+    assert all(word in ended.err for word in words), ended.err
 
 
 @pytest.mark.parametrize("asked", ["film.mp4", "pipe", "/dev/zero"])

@@ -306,6 +306,20 @@ def test_forgetting_removes_the_frames_and_the_source(media: Path, store: Path) 
         forget(store, "a.mp4")
 
 
+def test_a_source_to_forget_may_be_named_from_here(
+    media: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(media, tmp_path / "other")
+    (tmp_path / "other" / "a.mp4").write_bytes((media / "a.mp4").read_bytes() + b"more")
+    take(store, media, tmp_path / "other")
+    monkeypatch.chdir(media)
+    with pytest.raises(StoreNotFoundError, match="no source ''"):
+        forget(store, "")
+    assert forget(store, "./c.jpg").path == str(media / "c.jpg")
+    assert forget(store, "../other/a.mp4").path == str(tmp_path / "other" / "a.mp4")
+    assert forget(store, "a.mp4").path == str(media / "a.mp4")
+
+
 def test_a_full_disk_is_named_and_other_errors_are_left_alone() -> None:
     full = explained(Path("store"), OSError(errno.ENOSPC, "No space left on device"))
     assert "the disk is full. What was committed is safe" in str(full)
