@@ -46,7 +46,10 @@ def query(
         return
     from cld_stream.cli.tables import print_hits
 
-    print_hits(answer.hits)
+    if answer.hits:
+        print_hits(answer.hits)
+    else:
+        console.print("No stored frame fits.")
     for made in (sheet, html):
         if made:
             console.print(f"Wrote {safe(made)}")

@@ -52,8 +52,10 @@ def snapshots(
     if json:
         answer_json([row.as_dict() for row in rows])
         return
+    latest = next((r.id for r in reversed(rows) if r.state == "current"), "")
     print_table(
         ("snapshot", "published", "step>", "frames>", "encoder", "pinned", "state"),
-        [(r.id, when(r.created_utc), r.step, f"{r.frames:,}", r.encoder[:12], "pinned" if r.pinned else "", r.state)
+        [(r.id, when(r.created_utc), r.step, f"{r.frames:,}", r.encoder[:12], "pinned" if r.pinned else "",
+          "latest" if r.id == latest else r.state)
          for r in rows],
     )  # fmt: skip

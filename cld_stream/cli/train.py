@@ -52,8 +52,8 @@ def train(
             console.print("Stopped before training began.")
             return
         if chosen == "cpu" and not recipe:
-            console.print(f"No GPU in use: taking the recipe stream in the size for CPUs ({settings.encoder.backbone}, "
-                          f"width {settings.encoder.width:g}, {settings.encoder.crop} px).")  # fmt: skip
+            of = f"{settings.encoder.backbone}, width {settings.encoder.width:g}, {settings.encoder.crop} px"
+            console.print(f"No GPU in use: taking the recipe stream in the size for CPUs ({of}).", soft_wrap=True)
         with TrainDisplay() as display:
             report = run(
                 store, settings, device=chosen, steps=steps, until_caught_up=until_caught_up,

@@ -86,7 +86,7 @@ class Run:
 
     def over(self, found: Discovery, pool: DecodePool, stop: Callable[[], bool]) -> IngestReport:
         """Take everything that was found, unless asked to stop; once for each run."""
-        self.total = len(found.items) + len(found.skipped)
+        self.total = self.report.files_total = len(found.items) + len(found.skipped)
         for path, reason in found.skipped:
             self._tell(FileReport(str(path), "other", Outcome.SKIPPED, reason, action="skip"))
         self._progress("", pool)

@@ -132,6 +132,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_that_no_frame_fits_is_said(cli: Cli, trained: Path) -> None:
+    ended = cli("query", "--frame", 1, "--after", "2030-01-01", "--store", trained)
+    assert (ended.code, ended.out, ended.err) == (0, "", "No stored frame fits.\n")
+    asked = cli("query", "--frame", 1, "--after", "2030-01-01", "--store", trained, "--json")
+    assert (json.loads(asked.out)["hits"], asked.err) == ([], "")
+
+
+def test_the_latest_snapshot_is_marked(cli: Cli, trained: Path) -> None:
+    assert cli("snapshots", "--store", trained).out.splitlines()[1].endswith("latest")
+
+
+def test_a_dry_run_says_what_would_be_done(cli: Cli, home: Path) -> None:
+    assert cli("ingest", "media", "--dry-run", "--store", "new").out == "Files: 3 to read.\n"
+    cli("ingest", "media", "--store", "new")
+    (home / "media" / "twin.png").write_bytes((home / "media" / "photo0.png").read_bytes())
+    told = cli("ingest", "media", "--dry-run", "--store", "new").out
+    assert told.splitlines()[-1] == "Files: 3 known, 1 with the content of others."
+    assert "damaged" in next(line for line in told.splitlines() if line.startswith("BROKEN"))
+
+
 # arguments, words that the message must hold
 ASKED: dict[str, tuple[str, tuple[str, ...]]] = {
     "a page that is a folder": ("--frame 1 --html .", ("--html", "folder")),

@@ -231,7 +231,11 @@ def test_a_dry_run_tells_and_writes_nothing(media: Path, store: Path) -> None:
     assert sorted(f.action for f in report.files) == ["read"] * 4 + ["skip"]
     assert not store.exists()
     take(store, media)
-    assert {f.action for f in take(store, media, dry_run=True).files} == {"known"}
+    again = take(store, media, dry_run=True).files
+    assert {f.action for f in again} == {"known"}
+    told = {row.path: (row.outcome, row.reason) for row in ledger(store)}
+    assert {f.path: (f.outcome, f.reason) for f in again} == told
+    assert all(reason for outcome, reason in told.values() if outcome is Outcome.BROKEN)
 
 
 def test_a_table_of_sequences_keeps_labels_and_grows(tmp_path: Path, store: Path) -> None:
