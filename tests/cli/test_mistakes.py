@@ -105,6 +105,7 @@ MISTAKES: dict[str, tuple[str, int, tuple[str, ...]]] = {
         2,
         ("vit_b_16", "50 pixels", "crop"),
     ),
+    "demo of a folder that is not there": ("demo --media nowhere", 2, ("--media nowhere", "no such file")),
     "unknown recipe": ("config --recipe tpu", 2, ("tpu", "cpu")),
 }
 
@@ -150,6 +151,19 @@ def test_a_dry_run_says_what_would_be_done(cli: Cli, home: Path) -> None:
     told = cli("ingest", "media", "--dry-run", "--store", "new").out
     assert told.splitlines()[-1] == "Files: 3 known, 1 with the content of others."
     assert "damaged" in next(line for line in told.splitlines() if line.startswith("BROKEN"))
+
+
+@pytest.mark.parametrize("readable", [0, 1])
+def test_a_demo_of_too_little_ends_before_it_trains(cli: Cli, tmp_path: Path, readable: int) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
+    (media / "notes.txt").write_text("no picture")
+    for n in range(readable):
+        Image.new("RGB", (40, 40)).save(media / f"{n}.png")
+    ended = cli("demo", "--media", media, "--out", tmp_path / "out")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.splitlines()[-1].startswith(f"--media {media}: {readable} frames could be read")
+    assert "2. cld-stream train" not in ended.err
 
 
 # arguments, words that the message must hold
