@@ -39,7 +39,8 @@ def demo(
         The contact sheet.
 
     Raises:
-        UsageError: scikit-image is absent and no `media` was given; `media` does not exist, or holds too little to learn from.
+        UsageError: scikit-image is absent and no `media` was given; `media` does not exist, or holds too little to
+            learn from.
     """
     from cld_stream.pipelines.device import choose_device
     from cld_stream.pipelines.ingest import ingest

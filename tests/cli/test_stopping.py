@@ -1,7 +1,6 @@
 """A signal ends every command in order, however early it comes."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -38,36 +37,6 @@ def test_a_command_that_is_stopped_while_it_loads_ends_well(arguments: list[str]
     assert (loading.returncode, out) == (0, ""), err
     assert err.splitlines()[-1] == last
     assert not (tmp_path / "none").exists()
-
-
-@pytest.mark.parametrize("seconds", [0, 1])
-def test_an_ingest_that_is_stopped_says_how_far_it_came(seconds: int, tmp_path: Path) -> None:
-    from tests.pipelines.footage import film
-
-    for n in range(3):
-        film(tmp_path / "media" / f"{n}.mp4", seconds=60, seed=n)
-    command = [
-        sys.executable,
-        "-m",
-        "cld_stream",
-        "ingest",
-        "media",
-        "--store",
-        "store",
-        "--workers",
-        "1",
-        "--fps",
-        "30",
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as reading:
-        while not (tmp_path / "store").exists():
-            assert reading.poll() is None
-            time.sleep(0.005)
-        time.sleep(seconds)
-        os.kill(reading.pid, signal.SIGINT)
-        out, err = reading.communicate(timeout=100)
-    assert reading.returncode == 0, err
-    assert re.fullmatch(r"Stopped: [012] of 3 files; the same command goes on\.", out.splitlines()[-1]), out
 
 
 def test_the_end_of_a_command_does_not_go_through_all_that_was_imported() -> None:
