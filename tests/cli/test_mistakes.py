@@ -144,6 +144,16 @@ def test_the_latest_snapshot_is_marked(cli: Cli, trained: Path) -> None:
     assert cli("snapshots", "--store", trained).out.splitlines()[1].endswith("latest")
 
 
+def test_a_stopped_ingest_says_how_far_it_came(cli: Cli, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cld_stream.cli.progress import print_ingest_summary
+    from cld_stream.config import Settings
+    from cld_stream.pipelines.ingest import ingest
+
+    print_ingest_summary(ingest(home / "new", ["media"], Settings(), stop=lambda: True), dry_run=False)
+    assert capsys.readouterr().out.splitlines()[-1] == "Stopped: 0 of 3 files; the same command goes on."
+    assert "Stopped" not in cli("ingest", "media", "--store", "new").out
+
+
 def test_a_dry_run_says_what_would_be_done(cli: Cli, home: Path) -> None:
     assert cli("ingest", "media", "--dry-run", "--store", "new").out == "Files: 3 to read.\n"
     cli("ingest", "media", "--store", "new")
