@@ -5,7 +5,7 @@
     ├── LockHeldError         3   another process holds the lock; names its pid and argv
     ├── BrokenFilesError      4   finished, but some files were broken and --strict was given
     ├── GuardStopError        5   stopped by the guard for good: do not restart
-    ├── HeldError             1   the guard keeps an encoder from being published by hand
+    ├── HeldError             1   an encoder is not published by hand unless --force is given
     ├── DeviceFullError       1   memory does not hold the least that the work needs: passes when some is freed
     ├── StoreError            1   a store, snapshot or checkpoint is absent, damaged or of a newer format
     │   ├── StoreNotFoundError  2
@@ -52,7 +52,7 @@ class GuardStopError(CldError):
 
 
 class HeldError(CldError):
-    """The guard keeps this encoder from being published."""
+    """This encoder is not published by hand unless forced: it is untrained, old, or held by the guard."""
 
 
 class DeviceFullError(CldError):

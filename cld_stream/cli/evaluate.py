@@ -20,7 +20,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="Labelled pictures: FOLDER/CLASS/PICTURE (also under train/ and test/), or a table with path and "
-            "label.  [default: the store's own frames]",
+            "label.",
+            show_default="the store's own frames",
             metavar="FOLDER|labels.tsv",
         ),
     ] = None,

@@ -28,12 +28,12 @@ def ingest(
         ),
     ],
     store: StoreOption = DEFAULT_STORE,
-    fps: Annotated[float | None, typer.Option(help="Frames kept per second of video.  [default: 2]")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of a stored frame, at creation.  [default: 160]")] = None,
-    fit: Annotated[str | None, typer.Option(help="stretch, crop or pad, at creation.  [default: stretch]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Decoding processes.  [default: one a core]")] = None,
-    reader: Annotated[str | None, typer.Option(help="auto, decord or pyav.  [default: auto]")] = None,
-    order: Annotated[str | None, typer.Option(help="Stream order: time or path.  [default: time]")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames kept per second of video.", show_default="2")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of a stored frame, at creation.", show_default="160")] = None,
+    fit: Annotated[str | None, typer.Option(help="stretch, crop or pad, at creation.", show_default="stretch")] = None,
+    workers: Annotated[int | None, typer.Option(help="Decoding processes.", show_default="one a core")] = None,
+    reader: Annotated[str | None, typer.Option(help="auto, decord or pyav.", show_default="auto")] = None,
+    order: Annotated[str | None, typer.Option(help="Stream order: time or path.", show_default="time")] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Do not end: take what comes into the folders. Always so with a camera.")
     ] = False,
@@ -44,7 +44,7 @@ def ingest(
     retry_broken: Annotated[bool, typer.Option("--retry-broken", help="Try broken files again.")] = False,
     port: PortOption = None,
     config: ConfigOption = None,
-    set_: SetOption = None,
+    set: SetOption = None,  # noqa: A002 - its variable is CLD_STREAM_..._SET
     json: JsonOption = False,
 ) -> None:
     """Decode videos and photos into the frame store. Run it again for what is new; interrupt it at any time."""
@@ -61,7 +61,7 @@ def ingest(
             "ingest.max_frames": max_frames, "ingest.max_gb": max_gb,
         }  # fmt: skip
         chosen = [f"{key}={value}" for key, value in flags.items() if value is not None]
-        settings = load_settings(config, [*(set_ or []), *chosen])
+        settings = load_settings(config, [*(set or []), *chosen])
         require_shape(store, size=size, fit=fit)
         watches = watch or must_watch(paths)
         if watches and (dry_run or strict):

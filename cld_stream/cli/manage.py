@@ -87,13 +87,13 @@ def config(
         str | None, typer.Option(help="cpu or gpu, which train takes there, or another packaged one.")
     ] = None,
     config: ConfigOption = None,
-    set_: SetOption = None,
+    set: SetOption = None,  # noqa: A002 - its variable is CLD_STREAM_..._SET
     json: JsonOption = False,
 ) -> None:
     """Print every setting as commented TOML."""
     from cld_stream.config import as_dict, as_toml, load_settings
 
-    settings = load_settings(config, set_ or [], recipe=recipe)
+    settings = load_settings(config, set or [], recipe=recipe)
     if json:
         answer_json(as_dict(settings))
     else:

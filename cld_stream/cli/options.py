@@ -15,8 +15,8 @@ ConfigOption = Annotated[
 ]
 RecipeOption = Annotated[
     str | None,
-    typer.Option("--recipe", help="Packaged settings under --config and --set, for example moco-cld-32.  "
-                 "[default: cpu or gpu, by device]"),
+    typer.Option("--recipe", help="Packaged settings under --config and --set, for example moco-cld-32.",
+                 show_default="cpu or gpu, by device"),
 ]  # fmt: skip
 SetOption = Annotated[
     list[str] | None,

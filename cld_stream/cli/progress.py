@@ -1,6 +1,7 @@
 """Live displays on a terminal, plain log lines otherwise."""
 
 import time
+from collections import Counter
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from cld_stream.pipelines.tune import TuneProgress, TuneReport
 
 _LINE_EVERY_S = 10.0
+_PLANNED = {
+    "known": "known", "read": "to read", "continue": "to go on with", "twin": "with the content of others",
+    "skip": "to skip", "broken": "that cannot be read",
+}  # fmt: skip
 
 
 class _Display:
@@ -160,10 +165,17 @@ def print_ingest_summary(report: "IngestReport", *, dry_run: bool) -> None:
         answer("")
     if report.counts.get("BROKEN"):
         answer("A BROKEN file is left alone until it changes: copy it again from its origin, or use --retry-broken.")
-    counts = ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(report.counts.items()) if n) or "no files"
-    verb = "would be added" if dry_run else "added"
-    dropped = f" {report.dropped:,} of the oldest were dropped." if report.dropped else ""
-    answer(f"{report.frames:,} frames {verb} in {report.seconds:.1f} s. Files: {counts}.{dropped}")
+    if dry_run:
+        plan = Counter(f.action for f in report.files)
+        answer(
+            "Files: " + (", ".join(f"{plan[a]:,} {what}" for a, what in _PLANNED.items() if plan[a]) or "none") + "."
+        )
+    else:
+        counts = ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(report.counts.items()) if n) or "no files"
+        dropped = f" {report.dropped:,} of the oldest were dropped." if report.dropped else ""
+        answer(f"{report.frames:,} frames added in {report.seconds:.1f} s. Files: {counts}.{dropped}")
+    if report.stopped:
+        answer(f"Stopped: {len(report.files):,} of {report.files_total:,} files; the same command goes on.")
     for note in report.notes:
         console.print(f"Note: {safe(note)}", markup=False, soft_wrap=True)
 

@@ -21,12 +21,12 @@ def query(
     source: Annotated[
         str | None, typer.Option(help="Ask by a source (path, unique end of it, or id) and --at.")
     ] = None,
-    at: Annotated[float | None, typer.Option(help="Position in --source [s].")] = None,
+    at: Annotated[float | None, typer.Option(help="Position in --source, in seconds.")] = None,
     vector: Annotated[Path | None, typer.Option(help="Ask by a vector in a .npy file.")] = None,
     k: Annotated[int, typer.Option("-k", help="Neighbours wanted.", min=1, max=100_000)] = 12,
     snapshot: Annotated[str, typer.Option(help="Snapshot id.")] = "latest",
     space: Annotated[str, typer.Option(help="instance, group or backbone.")] = "instance",
-    distinct_s: Annotated[float, typer.Option("--distinct-s", help="One hit per source within this time [s].")] = 0.0,
+    distinct_s: Annotated[float, typer.Option("--distinct-s", help="One hit per source within so many seconds.")] = 0.0,
     under: Annotated[str | None, typer.Option(help="Only sources under this path.")] = None,
     after: Annotated[str | None, typer.Option(help="Only frames taken after this time (ISO 8601).")] = None,
     before: Annotated[str | None, typer.Option(help="Only frames taken before this time (ISO 8601).")] = None,
@@ -46,7 +46,10 @@ def query(
         return
     from cld_stream.cli.tables import print_hits
 
-    print_hits(answer.hits)
+    if answer.hits:
+        print_hits(answer.hits)
+    else:
+        console.print("No stored frame fits.")
     for made in (sheet, html):
         if made:
             console.print(f"Wrote {safe(made)}")

@@ -16,13 +16,16 @@ def add_to(app: typer.Typer) -> None:
 
 def snapshot(
     store: StoreOption = DEFAULT_STORE,
-    force: Annotated[bool, typer.Option("--force", help="Publish also what the guard holds.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Publish also what is older than the latest, untrained, or held by the guard."),
+    ] = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Publish the encoder of the newest checkpoint now, with the features of every stored frame."""
     from cld_stream.pipelines.device import choose_device
-    from cld_stream.pipelines.publish import publish_checkpoint
+    from cld_stream.pipelines.publish_checkpoint import publish_checkpoint
 
     made = publish_checkpoint(store, device=choose_device(device), force=force)
     if json:
@@ -35,7 +38,9 @@ def snapshots(
     store: StoreOption = DEFAULT_STORE,
     pin: Annotated[str | None, typer.Option(help="Keep this snapshot for ever.")] = None,
     unpin: Annotated[str | None, typer.Option(help="Let this snapshot be pruned.")] = None,
-    prune: Annotated[int | None, typer.Option(help="Keep this many newest and the pinned; delete the rest.")] = None,
+    prune: Annotated[
+        int | None, typer.Option(help="Keep this many newest and the pinned; delete the rest.", min=1)
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """List the published snapshots; pin, unpin or prune them."""
@@ -47,8 +52,10 @@ def snapshots(
     if json:
         answer_json([row.as_dict() for row in rows])
         return
+    latest = next((r.id for r in reversed(rows) if r.state == "current"), "")
     print_table(
         ("snapshot", "published", "step>", "frames>", "encoder", "pinned", "state"),
-        [(r.id, when(r.created_utc), r.step, f"{r.frames:,}", r.encoder[:12], "pinned" if r.pinned else "", r.state)
+        [(r.id, when(r.created_utc), r.step, f"{r.frames:,}", r.encoder[:12], "pinned" if r.pinned else "",
+          "latest" if r.id == latest else r.state)
          for r in rows],
     )  # fmt: skip

@@ -28,8 +28,8 @@ def tune(
     candidates: Annotated[
         Path | None,
         typer.Option(
-            help="TOML file with tables of settings to try; a list stands for each of its values.  "
-            "[default: one temperature, lambda or K changed at a time]"
+            help="TOML file with tables of settings to try; a list stands for each of its values.",
+            show_default="one temperature, lambda or K changed at a time",
         ),
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of each short run.", min=1)] = 600,
@@ -39,7 +39,7 @@ def tune(
     device: DeviceOption = "auto",
     recipe: RecipeOption = None,
     config: ConfigOption = None,
-    set_: SetOption = None,
+    set: SetOption = None,  # noqa: A002 - its variable is CLD_STREAM_..._SET
     json: JsonOption = False,
 ) -> None:
     """Compare settings on your own footage without labels: short runs, ranked by how well held-out frames are found."""
@@ -48,7 +48,7 @@ def tune(
     from cld_stream.pipelines.tune import Given
     from cld_stream.pipelines.tune import tune as run
 
-    given = Given(choose_device(device), recipe, config, tuple(set_ or ()))
+    given = Given(choose_device(device), recipe, config, tuple(set or ()))
     with StopSignals() as stop, TuneDisplay() as display:
         report = run(
             store, given, candidates=candidates, steps=steps, seeds=seeds, frames=frames, out=out,

@@ -13,6 +13,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from cld_stream.config import EncoderSettings
 from cld_stream.errors import UsageError
 from cld_stream.learn.heads import make_head
+from cld_stream.learn.pieces import out_of_memory
 
 __all__ = ["SMALL_CROP", "Encoder", "Output", "build_encoder"]
 
@@ -71,31 +72,45 @@ class Encoder(nn.Module):
 def build_encoder(settings: EncoderSettings, weights: Mapping[str, Tensor] | None = None) -> Encoder:
     """The encoder that the settings describe, in train mode, in memory format channels_last, on the CPU.
 
-    The architecture follows from the settings alone. `width` scales the ResNets 18 to 152 and
-    nothing else. The small-image stem (3x3, no max-pool; stride 1 up to 48 pixels, 2 above)
-    goes to torchvision's ResNet family when `crop` < 96, unless `init` is `pretrained`: those
-    weights fit the published stem. A random start draws from torch's global generator.
+    The architecture follows from the settings alone. `width` scales the ResNets 18 to 152 and nothing else. The
+    small-image stem (3x3, no max-pool; stride 1 up to 48 pixels, 2 above) goes to torchvision's ResNet family when
+    `crop` < 96, unless `init` is `pretrained`: those weights fit the published stem. A random start draws from torch's
+    global generator.
 
     Args:
-        weights: tensors by name, which the caller has read from a file: those of a whole encoder,
-            or of its backbone alone (a classifier is ignored, fresh heads stay). They take the
-            place of `settings.init`: nothing is downloaded.
+        weights: tensors by name, which the caller has read from a file: those of a whole encoder, or of its backbone
+            alone (a classifier is ignored, fresh heads stay). They take the place of `settings.init`: nothing is
+            downloaded.
 
     Raises:
-        UsageError: an unknown backbone (the nearest one is named), a combination that does not
-            exist, weights that do not fit, or weights that cannot be downloaded.
+        UsageError: an unknown backbone (the nearest one is named) or one that cannot take pictures of `crop` pixels, a
+            combination that does not exist, weights that do not fit, or weights that cannot be downloaded.
     """
     download = settings.init == "pretrained" and weights is None
     if settings.init not in ("random", "pretrained") and not settings.init.endswith(".safetensors"):
         raise UsageError(f"encoder.init = {settings.init!r}: expected random, pretrained or a .safetensors file")
     if settings.init.endswith(".safetensors") and weights is None:
         raise ValueError(f"the tensors of {settings.init} must be passed in")
-    backbone = _backbone(settings, download)
-    width = _output_width(backbone, settings.crop)
+    backbone, width = _fitting_backbone(settings, download)
     encoder = Encoder(backbone, width, settings.head, settings.feature_dim)
     if weights is not None:
         _load(encoder, weights, settings)
     return encoder.to(memory_format=torch.channels_last)
+
+
+def _fitting_backbone(settings: EncoderSettings, download: bool) -> tuple[nn.Module, int]:
+    """The backbone, tried out on a picture, and the width of what it gives."""
+    try:
+        backbone = _backbone(settings, download)
+        return backbone, _output_width(backbone, settings.crop)
+    except (AssertionError, RuntimeError, ValueError) as e:
+        if out_of_memory(e) is not None:
+            raise
+        reason = str(e).partition("\n")[0]
+        raise UsageError(
+            f"encoder.backbone: {settings.backbone} cannot take pictures of {settings.crop} pixels ({reason}). "
+            "Try another encoder.crop (a larger one, or a multiple of 32) or another backbone."
+        ) from e
 
 
 def _backbone(settings: EncoderSettings, download: bool) -> nn.Module:
@@ -154,13 +169,22 @@ class _ScaledResNet(ResNet):  # type: ignore[misc]  # torchvision is untyped
 def _torchvision_model(name: str, crop: int, download: bool) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise UsageError(f"encoder.backbone = {name!r}: torchvision has no such model{_nearest(name, known)}")
+        meant = f"; did you mean timm:{name}?" if _timm_knows(name) else _nearest(name, known)
+        raise UsageError(f"encoder.backbone = {name!r}: torchvision has no such model{meant}")
     options: dict[str, Any] = {"weights": "DEFAULT" if download else None}
     if name.startswith("vit_"):
         options["image_size"] = crop
     if name in ("googlenet", "inception_v3"):
         options |= {"init_weights": True} if not download else {}
     return _built(name, lambda: torchvision.models.get_model(name, **options), download)
+
+
+def _timm_knows(name: str) -> bool:
+    try:
+        import timm
+    except ImportError:
+        return False
+    return name.partition(".")[0] in timm.list_models()
 
 
 def _timm_model(name: str, crop: int, download: bool) -> nn.Module:
@@ -198,7 +222,10 @@ def _built(name: str, build: Callable[[], nn.Module], download: bool) -> nn.Modu
 
 
 def _drop_classifier(model: nn.Module) -> None:
-    """Let everything from the last linear layer of a torchvision classifier on pass its input through."""
+    """Let everything from the last linear layer of a torchvision classifier on pass its input through.
+
+    SqueezeNet's classifier is a convolution, whose classes are then averaged over the picture: the averaging stays.
+    """
     for name in ("fc", "classifier", "heads", "head"):
         part = getattr(model, name, None)
         if isinstance(part, nn.Linear):
@@ -206,7 +233,7 @@ def _drop_classifier(model: nn.Module) -> None:
         elif isinstance(part, nn.Sequential):
             linear = [i for i, layer in enumerate(part) if isinstance(layer, nn.Linear)]
             for i, layer in enumerate(part):
-                if isinstance(layer, nn.Dropout) or (linear and i >= linear[-1]):
+                if isinstance(layer, nn.Dropout | nn.Conv2d) or (linear and i >= linear[-1]):
                     part[i] = nn.Identity()
     for name in ("aux1", "aux2", "AuxLogits"):
         if hasattr(model, name):

@@ -18,7 +18,7 @@ from cld_stream.media.job import Member
 from cld_stream.media.numbered import numbered_sequence
 from cld_stream.media.tables import read_list, read_table, split_filter
 
-__all__ = ["Discovery", "Item", "discover", "discover_folder", "is_store", "natural_key"]
+__all__ = ["Discovery", "Item", "absolute", "discover", "discover_folder", "is_store", "natural_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class _Walk:
             return
         if not text:
             raise UsageError("an empty path was given; perhaps a variable is not set. Name a folder or a file.")
-        path = _absolute(text)
+        path = absolute(text)
         try:
             mode = path.stat().st_mode
         except (OSError, ValueError) as error:
@@ -115,7 +115,7 @@ class _Walk:
 
     def _add_list(self, text: str) -> None:
         path, where = split_filter(text)
-        path = _absolute(path)
+        path = absolute(path)
         if path.suffix.lower() != ".tsv":
             if where:
                 raise UsageError(f"@{text}: only a .tsv table can be filtered with `?`.")
@@ -210,8 +210,9 @@ def _natural_parts(text: str) -> Iterator[tuple[int, int, str]]:
             yield (2, 0, part)
 
 
-def _absolute(path: str | Path) -> Path:
-    return Path(os.path.normpath(os.path.abspath(path)))  # noqa: PTH100 - links are kept as named
+def absolute(path: str | Path) -> Path:
+    """The path as sources have it: whole, without `.` and `..`; links are kept as named."""
+    return Path(os.path.normpath(os.path.abspath(path)))  # noqa: PTH100 - follows no link
 
 
 def is_store(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from PIL import Image
 from cld_stream.media.frames import MediaFrame
 from cld_stream.media.job import Chunk, Done, Event, Job, Outcome, Started
 from cld_stream.media.photo import read_still
-from cld_stream.media.reasons import picture_reason, too_large
+from cld_stream.media.reasons import VANISHED, picture_reason, too_large
 
 __all__ = ["READER", "read_sequence"]
 
@@ -56,7 +56,8 @@ def _read_member(job: Job, index: int) -> MediaFrame:
 def _reason(job: Job, index: int, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return too_large("its", job.max_pixels)
-    return picture_reason(job.members[index].path, error)
+    reason = picture_reason(job.members[index].path, error)
+    return "no such file" if reason == VANISHED else reason  # a table may name what never was
 
 
 def _done(bad: int, why: str, members: int) -> Done:

@@ -39,13 +39,16 @@ def demo(
         The contact sheet.
 
     Raises:
-        UsageError: scikit-image is absent and no `media` was given; `media` holds nothing to look at.
+        UsageError: scikit-image is absent and no `media` was given; `media` does not exist, or holds too little to
+            learn from.
     """
     from cld_stream.pipelines.device import choose_device
     from cld_stream.pipelines.ingest import ingest
     from cld_stream.pipelines.query import query
     from cld_stream.pipelines.train import train
 
+    if media is not None and not media.exists():
+        raise UsageError(f"--media {media}: no such file or folder. Name a folder of videos or photos.")
     out.mkdir(parents=True, exist_ok=True)
     footage = media or make_footage(out / "footage", say)
     store = out / "store"
@@ -54,6 +57,7 @@ def demo(
     with ingest_display() as show:
         report = ingest(store, [str(footage)], settings, on_progress=show)
     say(f"   {report.frames:,} new frames in {report.seconds:.0f} s")
+    _require_frames(store, footage)
     say("2. cld-stream train --until-caught-up")
     with train_display() as show:
         trained = train(store, settings, device=device, steps=None, until_caught_up=True, on_progress=show)
@@ -153,6 +157,19 @@ def _camera(size: tuple[int, int], x: float, y: float, zoom: float, roll: float)
     return float(c), float(-s), float(left), float(s), float(c), float(top)
 
 
+def _require_frames(store: Path, footage: Path) -> None:
+    from cld_stream.pipelines.train import FEWEST
+    from cld_stream.storage.store import Store
+
+    with Store.open(store) as opened:
+        frames = opened.catalog.frame_count()
+    if frames < FEWEST:
+        raise UsageError(
+            f"--media {footage}: {frames} frames could be read, and training needs {FEWEST} at least. "
+            "Name a folder of videos, or of many photos."
+        )
+
+
 def _frame_to_ask(store: Path, *, made: bool) -> int:
     """A colourful photograph in the last take; in the user's footage a frame near the end."""
     from cld_stream.storage.store import Store
@@ -162,6 +179,4 @@ def _frame_to_ask(store: Path, *, made: bool) -> int:
             last = f"{CLIPS_PER_PHOTOGRAPH - 1:02d}-{PHOTOGRAPHS.index('coffee'):02d}-coffee.mp4"
             return opened.catalog.frame_at(opened.catalog.find_source(last).id, CLIP_S / 2)
         ids = opened.catalog.live_ids()
-    if not len(ids):
-        raise UsageError("nothing was ingested: the folder holds no readable video or photo. Try another --media.")
     return int(ids[int(len(ids) * 0.9)])

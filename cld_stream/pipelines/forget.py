@@ -9,6 +9,7 @@ import numpy as np
 
 from cld_stream.errors import CorruptError, LockHeldError
 from cld_stream.media.address import masked
+from cld_stream.pipelines.sources import find_source
 from cld_stream.storage.store import Store
 
 __all__ = ["ForgetReport", "forget"]
@@ -51,7 +52,7 @@ def _forget(store_path: Path, source: str) -> ForgetReport:
     from cld_stream.storage.snapshots import drop_features
 
     with Store.open(store_path) as store, store.writer(f"forget {source}") as writer:
-        row = store.catalog.find_source(source)
+        row = find_source(store.catalog, source)
         dropped = store.catalog.dropped(source=row.id).ids
         ids = np.concatenate([store.catalog.live_ids(source=row.id), dropped])
         features = drop_features(store, ids, _damaged)

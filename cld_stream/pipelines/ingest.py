@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
@@ -112,8 +113,11 @@ def _plan_only(store_path: Path, found: Discovery, settings: Settings, *, retry_
             entry = ledger.decide(item)
         except OSError as error:
             entry = ledger.unreadable(item, unreadable_reason(error))
-        outcome = entry.row.outcome if entry.row and entry.action == "known" else None
-        report.files.append(FileReport(str(entry.path), entry.kind, outcome, entry.reason, action=entry.action))
+        now: dict[str, Any] = {"outcome": None, "reason": entry.reason}
+        if entry.row is not None and entry.action == "known":
+            now = {"outcome": entry.row.outcome, "reason": entry.row.reason} | entry.update
+        report.files.append(FileReport(str(entry.path), entry.kind, now["outcome"], now["reason"], action=entry.action))
+    report.files_total = len(report.files)
     return report
 
 

@@ -7,7 +7,7 @@ cursor of a source is committed in the same transaction as the frames before it.
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from cld_stream.config import Settings
 from cld_stream.media.discover import Discovery, Item
@@ -86,7 +86,7 @@ class Run:
 
     def over(self, found: Discovery, pool: DecodePool, stop: Callable[[], bool]) -> IngestReport:
         """Take everything that was found, unless asked to stop; once for each run."""
-        self.total = len(found.items) + len(found.skipped)
+        self.total = self.report.files_total = len(found.items) + len(found.skipped)
         for path, reason in found.skipped:
             self._tell(FileReport(str(path), "other", Outcome.SKIPPED, reason, action="skip"))
         self._progress("", pool)
@@ -264,6 +264,7 @@ class Run:
             return
         reason = f"{reason} {previous_outcome(entry.row)}"
         self.writer.finish(entry.row.id, Outcome.MISSING, reason, entry.row.reader)
+        entry.row = replace(entry.row, outcome=Outcome.MISSING, reason=reason)  # it is not left twice
         path, kind = str(entry.path), entry.kind
         self._tell(FileReport(path, kind, Outcome.MISSING, reason, action="missing", changed=True))
 

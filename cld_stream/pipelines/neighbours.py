@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cld_stream.errors import StoreNotFoundError, UsageError
+from cld_stream.pipelines.sources import sources_under
 from cld_stream.search.distinct import search_distinct
 from cld_stream.search.flat import FlatIndex
-from cld_stream.storage.finding import frames_near, frames_where, sources_under
+from cld_stream.storage.finding import frames_near, frames_where
 from cld_stream.storage.schema import Frames
 from cld_stream.storage.snapshots import Snapshot
 from cld_stream.storage.store import Store

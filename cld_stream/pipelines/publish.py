@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,18 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cld_stream.config import EncoderSettings, PublishSettings
-from cld_stream.errors import CorruptError, HeldError, StoreError
+from cld_stream.errors import CorruptError, StoreError
 from cld_stream.pipelines.embed import Embedder, Features
 from cld_stream.pipelines.snapshots import prune_snapshots
 from cld_stream.search.cluster import nearest_group, spherical_kmeans
 from cld_stream.storage.frames import FrameReader
 from cld_stream.storage.lock import FileLock
-from cld_stream.storage.schema import SnapshotRow
 from cld_stream.storage.snapshot_builder import SnapshotBuilder, encoder_hash
 from cld_stream.storage.snapshots import Snapshot, drop_features, remove_snapshot, snapshots_folder
 from cld_stream.storage.store import Store
 
-__all__ = ["Publication", "drop_gone", "embed_frames", "passed_over", "publish", "publish_checkpoint"]
+__all__ = ["Publication", "drop_gone", "embed_frames", "passed_over", "publish"]
 
 log = logging.getLogger("cld_stream.publish")
 _SAMPLE = 64
@@ -222,43 +220,6 @@ def publish(
             if more and stop():
                 return None
         return work.finish()
-
-
-def publish_checkpoint(store_path: Path, device: str = "cpu", *, force: bool = False) -> SnapshotRow:
-    """Publish the encoder of the newest checkpoint by hand.
-
-    Args:
-        force: also when the guard holds it.
-
-    Raises:
-        StoreNotFoundError: there is no store, or nothing was trained yet.
-        LockHeldError: another process publishes.
-        HeldError: the guard holds it.
-    """
-    from cld_stream.pipelines.checkup import check_encoder, grown_up
-    from cld_stream.pipelines.guard import Guard, Level, assess
-    from cld_stream.pipelines.restore import buffer_batches, restore_learner
-
-    with Store.open(store_path) as store:
-        learner, checkpoint = restore_learner(store_path, device)
-        encoder, weights = learner.publishable(buffer_batches(store, learner))
-        guard, best = learner.settings.guard, None
-        if guard.enabled and not force:
-            checkup = check_encoder(
-                store, encoder, weights, device, updates=learner.updates, grown_up_at=grown_up(learner.settings)
-            )
-            checkup = Guard(guard, checkpoint.meta.get("guard")).compare(checkup)
-            level, why = assess(checkup, guard)
-            if level >= Level.HOLD:
-                raise HeldError(
-                    f"{store_path}: the encoder of step {checkpoint.step} is held by the guard: {why}. The last "
-                    "snapshot stays current. `cld-stream snapshot --force` publishes it all the same."
-                )
-            best = checkup.standing
-        settings, info = learner.settings.publish, {"updates": learner.updates, "best": best}
-        made = publish(store, encoder, weights, step=checkpoint.step, settings=settings, device=device, info=info)
-        assert made is not None
-        return made.row()
 
 
 def embed_frames(

@@ -1,5 +1,6 @@
 """Find the stored frames nearest to a picture, a frame, a moment of a source, or a vector."""
 
+import math
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from cld_stream.errors import StoreNotFoundError, UsageError
 from cld_stream.pipelines.neighbours import Filters, Hit, Searcher
 from cld_stream.pipelines.snapshots import with_snapshot
+from cld_stream.pipelines.sources import find_source
 from cld_stream.storage.snapshots import SPACES, Snapshot
 from cld_stream.storage.store import Store
 
@@ -96,6 +98,8 @@ def query(
         raise UsageError(f"ask by exactly one of PICTURE, --frame, --source with --at, or --vector; {given}")
     if (source is None) != (at is None):
         raise UsageError("--source and --at belong together: --source FILE --at SECONDS")
+    if at is not None and not 0 <= at < math.inf:
+        raise UsageError(f"--at {at}: expected a time in the source, in seconds from its start (0 or more)")
     if space not in SPACES:
         raise UsageError(f"--space {space}: expected one of {', '.join(SPACES)}")
     if k < 1:
@@ -104,7 +108,7 @@ def query(
     values = None if vector is None else read_vector(vector)
     with Store.open(store) as opened:
         if source is not None and at is not None:
-            frame = opened.catalog.frame_at(opened.catalog.find_source(source).id, at)
+            frame = opened.catalog.frame_at(find_source(opened.catalog, source).id, at)
 
         def answered(chosen: Snapshot) -> Answer:
             searcher = Searcher(opened, chosen, space)
@@ -151,11 +155,11 @@ def stored_feature(store: Store, searcher: Searcher, frame: int) -> tuple[Questi
     Raises:
         StoreNotFoundError: it never was, is gone, or has no features yet.
     """
+    if not 0 <= frame < store.catalog.next_id():
+        raise StoreNotFoundError(f"{store.path}: no frame {frame}; ids run from 0 to {store.catalog.next_id() - 1}.")
     rows, _ = store.catalog.known([frame])
     if not len(rows):
-        if 0 <= frame < store.catalog.next_id():
-            raise StoreNotFoundError(f"{store.path}: frame {frame} was forgotten; its id is never used again.")
-        raise StoreNotFoundError(f"{store.path}: no frame {frame}; ids run from 0 to {store.catalog.next_id() - 1}.")
+        raise StoreNotFoundError(f"{store.path}: frame {frame} was forgotten; its id is never used again.")
     feature = searcher.feature(frame)
     if feature is None:
         raise StoreNotFoundError(

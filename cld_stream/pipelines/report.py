@@ -62,6 +62,7 @@ class IngestReport:
 
     Attributes:
         files: every source that was met, in stream order, and those found missing.
+        files_total: sources to look at; more than `files` after a stop.
         frames: added by this run.
         dropped: the oldest ones, dropped by this run to stay within limits.
         stopped: it was asked to stop; the next run goes on from there.
@@ -70,6 +71,7 @@ class IngestReport:
 
     store: str
     files: list[FileReport] = field(default_factory=list)
+    files_total: int = 0
     frames: int = 0
     dropped: int = 0
     seconds: float = 0.0

@@ -220,6 +220,8 @@ def _cell(hit: Hit, jpeg: bytes, fit: str) -> str:
 
 
 def _write(path: Path, data: bytes, option: str) -> None:
+    if not path.name or path.is_dir():
+        raise UsageError(f"{option} {path}: this is a folder. Name a file in it.")
     aside = path.with_name(f".{path.name}.tmp")
     try:
         aside.write_bytes(data)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from cld_stream.errors import CldError
 from cld_stream.storage.checkpoints import list_checkpoints
 from cld_stream.storage.lock import lock_holder
-from cld_stream.storage.schema import Run, Totals
+from cld_stream.storage.schema import Run, SnapshotRow, Totals
 from cld_stream.storage.snapshots import Snapshot, snapshots_folder
 from cld_stream.storage.store import Store
 
@@ -153,7 +153,7 @@ def status(path: Path) -> Status:
     with Store.open(path) as store:
         catalog = store.catalog
         totals, latest, runs = catalog.totals(), catalog.latest_snapshot(), catalog.runs()
-        covered = 0 if latest is None else latest.frames + sum(s.frames for s in catalog.segments(latest.id))
+        covered = 0 if latest is None else _covered(store, latest)
         processes, free = _processes(path, runs), shutil.disk_usage(path).free
         trained = next((run.info for run in reversed(runs) if run.kind == "train" and run.info), {})
         return Status(
@@ -231,6 +231,14 @@ def _full_in_s(processes: list[Process], totals: Totals, free: int) -> float | N
     rate = sum(p.numbers.get("frames_s") or 0.0 for p in processes if p.kind == "ingest" and p.state == "running")
     each = totals.bytes / totals.frames if totals.frames else 0.0
     return free / (rate * each) if rate * each > 0 else None
+
+
+def _covered(store: Store, latest: SnapshotRow) -> int:
+    """Frames with features; of a damaged snapshot those that once had some."""
+    try:
+        return int((Snapshot(snapshots_folder(store.path) / latest.id).ids >= 0).sum())
+    except (CldError, OSError):
+        return latest.frames + sum(segment.frames for segment in store.catalog.segments(latest.id))
 
 
 def _health(path: Path) -> str:

@@ -26,9 +26,11 @@ from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint
 from cld_stream.storage.frames import FrameReader
 from cld_stream.storage.store import Store
 
-__all__ = ["TrainProgress", "TrainReport", "train", "train_settings"]
+__all__ = ["FEWEST", "TrainProgress", "TrainReport", "train", "train_settings"]
 
-_FEWEST = 2  # frames a step needs: one has nothing to differ from
+FEWEST = 2
+"""Frames that a step needs: one has nothing to differ from."""
+
 _HOLD_S = 2.0  # an incomplete batch of fresh frames waits this long for more
 
 
@@ -169,10 +171,10 @@ class _Trainer:
             caught_up = self._keeper.feed.lag(committed) == 0
             owed = limit is not None and not until_caught_up  # steps asked for by number
             budget = owed or self._keeper.idle_steps > 0
-            may_idle = caught_up and budget and len(self._learner.buffer) >= _FEWEST
+            may_idle = caught_up and budget and len(self._learner.buffer) >= FEWEST
             if until_caught_up and caught_up and not may_idle:
                 break
-            if caught_up and len(self._learner.buffer) < _FEWEST:
+            if caught_up and len(self._learner.buffer) < FEWEST:
                 self._tell_too_few()
             batch = self._next(wait_s=0 if may_idle else self._settings.poll_s, waiting_costs=not caught_up)
             if batch is not None:
@@ -193,7 +195,7 @@ class _Trainer:
             log.warning(
                 "%s: waiting for more frames; a step needs at least %d, and %d are there. "
                 "`cld-stream ingest` adds some.",
-                self._store.path, _FEWEST, len(self._learner.buffer),
+                self._store.path, FEWEST, len(self._learner.buffer),
             )  # fmt: skip
 
     def _next(self, *, wait_s: float, waiting_costs: bool) -> FreshBatch | None:
@@ -216,7 +218,7 @@ class _Trainer:
         learner, keeper = self._learner, self._keeper
         buffered = len(learner.buffer) + len(batch.ids)
         enough = buffered >= min(self._settings.min_frames, learner.buffer.capacity)
-        may_step = buffered >= _FEWEST and (enough or batch.feed.lag(committed) == 0)
+        may_step = buffered >= FEWEST and (enough or batch.feed.lag(committed) == 0)
         stepped = may_step and self._step(batch, committed)
         if not stepped:
             slots = learner.remember(batch.ids, batch.origin).slots
@@ -232,7 +234,7 @@ class _Trainer:
         learner, began = self._learner, time.monotonic()
         plan, pixels, aspect = self._gather(batch)
         self._keeper.wait_s += time.monotonic() - began
-        if len(plan.ids) < _FEWEST:
+        if len(plan.ids) < FEWEST:
             return False
         report = learner.step(plan, pixels, aspect)
         if report.ok and batch is not None:

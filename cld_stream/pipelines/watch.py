@@ -4,7 +4,6 @@ Everything happens in one thread, a tick at a time; workers decode, and threads 
 a batch of files is, and when, is decided in `folders`; what is done with each file, by the ledger, as in `ingest`.
 """
 
-import os
 import sys
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from cld_stream.config import Settings
 from cld_stream.errors import UsageError
 from cld_stream.media.address import is_camera, masked
-from cld_stream.media.discover import Item
+from cld_stream.media.discover import Item, absolute
 from cld_stream.media.pool import DecodePool
 from cld_stream.pipelines.cameras import Cameras
 from cld_stream.pipelines.folders import Batch, Folders
@@ -254,7 +253,7 @@ def _sorted_out(inputs: Sequence[str], *, known_store: bool) -> tuple[list[str],
     """(folders, cameras)."""
     tops, urls = [], []
     for text in inputs:
-        path = os.path.normpath(os.path.abspath(text))  # noqa: PTH100 - links are kept as named
+        path = str(absolute(text))
         if is_camera(text):
             urls.append(text)
         elif "://" in text:

@@ -16,6 +16,7 @@ from cld_stream.storage.shards import ArrayState
 __all__ = ["Catalog"]
 
 _AT_ONCE = 4096  # ids in one query
+_DIGITS = 18  # of an id, at most: SQLite's numbers are below 2**63
 
 
 class Catalog(Published):
@@ -71,7 +72,7 @@ class Catalog(Published):
         exact = self.source_by_path(text)
         if exact is not None:
             return exact
-        if text.isdecimal() and (rows := self.sources(id=int(text))):
+        if text.isdecimal() and len(text) <= _DIGITS and (rows := self.sources(id=int(text))):
             return rows[0]
         rows = [row for row in self.sources() if row.path.endswith(text)] if text else []
         whole = [row for row in rows if row.path.endswith("/" + text.lstrip("/"))]

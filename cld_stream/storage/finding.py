@@ -1,7 +1,6 @@
 """Which frames a search may answer with: asked of the catalog's indexes, never row by row."""
 
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -49,9 +48,9 @@ def frames_where(
     return _ids(catalog, conditions)
 
 
-def sources_under(catalog: Catalog, path: str) -> list[SourceRow]:
-    """Sources that are this file, or lie in this folder; the path as ingested, or relative to here."""
-    roots = {path.rstrip("/") or "/", str(Path(path).absolute())}
+def sources_under(catalog: Catalog, *paths: str) -> list[SourceRow]:
+    """Sources that are one of these files, or lie in one of these folders; paths as ingested."""
+    roots = {path.rstrip("/") or "/" for path in paths}
     return [
         row
         for row in catalog.sources()

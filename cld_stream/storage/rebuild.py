@@ -97,10 +97,10 @@ def _refuse_if_healthy(file: Path) -> None:
     catalog = Catalog(file)
     try:
         if not catalog.problems():
-            totals = catalog.totals()
+            unsealed = catalog.live_ids(catalog.array_state().sealed)
             raise StoreError(
                 f"{file}: the catalog is in order, and rebuilding it would lose the newest "
-                f"{totals.next_id - totals.sealed} frames. To do so anyway, move it away first."
+                f"{len(unsealed):,} frames. To do so anyway, move it away first."
             )
     except CorruptError:
         return

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import typer.main
 
@@ -29,3 +31,20 @@ def test_the_settings_are_printed_as_toml(cli: Cli) -> None:
     import tomllib
 
     assert tomllib.loads(cli("config", "--recipe", "gpu").out)["optim"]["batch"] == 256
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_help_text_has_brackets_which_are_taken_for_markup(command: str) -> None:
+    verb = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    assert not [p.name for p in verb.params if "[" in (getattr(p, "help", "") or "")]
+
+
+def test_the_help_shows_the_defaults_of_settings_that_have_a_flag(cli: Cli) -> None:
+    shown = cli("ingest", "--help").out
+    assert all(f"[default: ({value})]" in shown for value in (2, 160, "stretch", "one a core", "auto", "time"))
+
+
+def test_settings_may_come_from_the_environment(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLD_STREAM_CONFIG_SET", "ingest.fps=3 optim.lr=0.5")
+    told = json.loads(cli("config", "--json").out)
+    assert (told["ingest"]["fps"], told["optim"]["lr"]) == (3.0, 0.5)

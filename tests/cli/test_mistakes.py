@@ -98,6 +98,14 @@ MISTAKES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "settings that are a picture": ("config --config media/photo0.png", 2, ("photo0.png", "not text")),
     "vector that is a pipe": ("query --vector pipe", 2, ("pipe", "numpy.save")),
     "demo into a file": ("demo --out bad.tsv --media media", 1, ("bad.tsv", "exists")),
+    "forget a number that no id can be": ("forget 99999999999999999999", 2, ("no source",)),
+    "prune to nothing": ("snapshots --prune -3", 2, ("--prune", "1")),
+    "a backbone for larger pictures": (
+        "train --steps 1 --set encoder.backbone=vit_b_16 --set encoder.crop=50",
+        2,
+        ("vit_b_16", "50 pixels", "crop"),
+    ),
+    "demo of a folder that is not there": ("demo --media nowhere", 2, ("--media nowhere", "no such file")),
     "unknown recipe": ("config --recipe tpu", 2, ("tpu", "cpu")),
 }
 
@@ -123,6 +131,70 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("trained") / "store"
     published(path, videos=1).store.close()
     return path
+
+
+def test_that_no_frame_fits_is_said(cli: Cli, trained: Path) -> None:
+    ended = cli("query", "--frame", 1, "--after", "2030-01-01", "--store", trained)
+    assert (ended.code, ended.out, ended.err) == (0, "", "No stored frame fits.\n")
+    asked = cli("query", "--frame", 1, "--after", "2030-01-01", "--store", trained, "--json")
+    assert (json.loads(asked.out)["hits"], asked.err) == ([], "")
+
+
+def test_the_latest_snapshot_is_marked(cli: Cli, trained: Path) -> None:
+    assert cli("snapshots", "--store", trained).out.splitlines()[1].endswith("latest")
+
+
+def test_a_stopped_ingest_says_how_far_it_came(cli: Cli, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cld_stream.cli.progress import print_ingest_summary
+    from cld_stream.config import Settings
+    from cld_stream.pipelines.ingest import ingest
+
+    print_ingest_summary(ingest(home / "new", ["media"], Settings(), stop=lambda: True), dry_run=False)
+    assert capsys.readouterr().out.splitlines()[-1] == "Stopped: 0 of 3 files; the same command goes on."
+    assert "Stopped" not in cli("ingest", "media", "--store", "new").out
+
+
+def test_a_dry_run_says_what_would_be_done(cli: Cli, home: Path) -> None:
+    assert cli("ingest", "media", "--dry-run", "--store", "new").out == "Files: 3 to read.\n"
+    cli("ingest", "media", "--store", "new")
+    (home / "media" / "twin.png").write_bytes((home / "media" / "photo0.png").read_bytes())
+    told = cli("ingest", "media", "--dry-run", "--store", "new").out
+    assert told.splitlines()[-1] == "Files: 3 known, 1 with the content of others."
+    assert "damaged" in next(line for line in told.splitlines() if line.startswith("BROKEN"))
+
+
+@pytest.mark.parametrize("readable", [0, 1])
+def test_a_demo_of_too_little_ends_before_it_trains(cli: Cli, tmp_path: Path, readable: int) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
+    (media / "notes.txt").write_text("no picture")
+    for n in range(readable):
+        Image.new("RGB", (40, 40)).save(media / f"{n}.png")
+    ended = cli("demo", "--media", media, "--out", tmp_path / "out")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.splitlines()[-1].startswith(f"--media {media}: {readable} frames could be read")
+    assert "2. cld-stream train" not in ended.err
+
+
+# arguments, words that the message must hold
+ASKED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "a page that is a folder": ("--frame 1 --html .", ("--html", "folder")),
+    "an empty name for the sheet": ("--frame 1 --sheet ''", ("--sheet", "folder")),
+    "a frame that no id can be": ("--frame 99999999999999999999", ("no frame 99999999999999999999", "0 to 11")),
+    "a negative frame": ("--frame -1", ("no frame -1",)),
+    "a source that no id can be": ("--source 99999999999999999999 --at 0", ("no source",)),
+    "a moment that is no number": ("--source clip0.mp4 --at nan", ("--at nan", "seconds")),
+    "a moment before the start": ("--source clip0.mp4 --at -1", ("--at -1", "seconds")),
+    "a moment that never comes": ("--source clip0.mp4 --at inf", ("--at inf", "seconds")),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_mistake_in_a_question_is_told_in_a_line(cli: Cli, trained: Path, name: str) -> None:
+    arguments, words = ASKED[name]
+    ended = cli("query", "--store", trained, *shlex.split(arguments))
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1), ended.err
+    assert all(word in ended.err for word in words), ended.err
 
 
 @pytest.mark.parametrize("asked", ["film.mp4", "pipe", "/dev/zero"])

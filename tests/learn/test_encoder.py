@@ -31,6 +31,7 @@ def pictures(n: int, crop: int) -> Tensor:
         ("mobilenet_v3_small", 32, 0.25, "group", 1024),
         ("vit_b_16", 32, 0.25, "batch", 768),
         ("googlenet", 32, 0.25, "batch", 1024),
+        ("squeezenet1_0", 32, 0.25, "batch", 512),
         ("timm:resnet10t", 32, 0.25, "group", 512),
         ("timm:vit_tiny_patch16_224", 32, 0.25, "batch", 192),
     ],
@@ -163,6 +164,10 @@ def test_pretrained_weights_that_cannot_be_downloaded_are_one_clear_line(
     ("settings", "message"),
     [
         ({"backbone": "resnet19"}, r"torchvision has no such model; did you mean resnet1"),
+        (
+            {"backbone": "mobilenetv3_small_100"},
+            r"torchvision has no such model; did you mean timm:mobilenetv3_small_100",
+        ),
         ({"backbone": "timm:resnet10tt"}, r"timm has no such model; did you mean timm:resnet10t\?"),
         ({"init": "pretraned"}, r"expected random, pretrained or a .safetensors file"),
         ({"init": "pretrained"}, r"full width only, not at width 0.25.*encoder.width=1"),
@@ -171,6 +176,17 @@ def test_pretrained_weights_that_cannot_be_downloaded_are_one_clear_line(
 def test_settings_that_cannot_be_built_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         built(**settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "crop"),
+    [("inception_v3", 32), ("vit_b_16", 50), ("alexnet", 32), ("densenet121", 16), ("timm:inception_v3", 32)],
+)
+def test_a_backbone_that_cannot_take_pictures_so_small_is_named(backbone: str, crop: int) -> None:
+    message = rf"^encoder.backbone: {backbone} cannot take pictures of {crop} pixels \(.*\). Try another encoder.crop"
+    with pytest.raises(UsageError, match=message) as caught:
+        built(backbone=backbone, crop=crop)
     assert "\n" not in str(caught.value)
 
 

@@ -42,7 +42,7 @@ def test_a_broken_member_leaves_a_gap_and_a_reason(tmp_path: Path) -> None:
 def test_no_readable_member_is_broken(tmp_path: Path) -> None:
     done = list(read_sequence(sequence(tmp_path, 3)))[-1]
     assert isinstance(done, Done)
-    assert done.outcome == "BROKEN"
+    assert (done.outcome, done.reason) == ("BROKEN", "3 of 3 pictures unreadable; 0.png: no such file")
 
 
 def test_a_cursor_continues_exactly_there(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from cld_stream.pipelines.evaluate_frames import JudgedFrames
 from cld_stream.pipelines.evaluate_probes import LABELLED, PROBES, Problem, choose_probes
 from cld_stream.pipelines.evaluate_rounds import plan_rounds
 from cld_stream.pipelines.ingest import ingest
-from cld_stream.pipelines.publish import publish, publish_checkpoint
+from cld_stream.pipelines.publish import publish
+from cld_stream.pipelines.publish_checkpoint import publish_checkpoint
 from cld_stream.pipelines.snapshots import open_snapshot
 from cld_stream.pipelines.train import train
 from cld_stream.storage.store import Store

@@ -16,7 +16,7 @@ from cld_stream.errors import GuardStopError, HeldError
 from cld_stream.learn.probes import knn_classify
 from cld_stream.pipelines.embed import Embedder
 from cld_stream.pipelines.guard import Checkup, Guard, Level, Shares, assess
-from cld_stream.pipelines.publish import publish_checkpoint
+from cld_stream.pipelines.publish_checkpoint import publish_checkpoint
 from cld_stream.pipelines.snapshots import list_snapshots, open_snapshot
 from cld_stream.pipelines.status import status
 from cld_stream.pipelines.train import train

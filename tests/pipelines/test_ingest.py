@@ -180,7 +180,9 @@ def test_a_file_changed_in_place_is_a_new_source(media: Path, store: Path) -> No
     report = take(store, media)
     mine = [s for s in ledger(store) if s.path.endswith("a.mp4")]
     assert [(s.outcome, s.frames) for s in mine] == [("MISSING", 7), ("ADDED", 3)]
-    assert report.frames == 3
+    assert mine[0].reason == "changed in place; its new content is another source (was ADDED)"
+    told = [(f.outcome, f.changed) for f in report.files if f.path.endswith("a.mp4")]
+    assert (told, report.frames, report.changed) == ([("MISSING", True), ("ADDED", True)], 3, 2)
     assert take(store, media).changed == 0
 
 
@@ -229,7 +231,11 @@ def test_a_dry_run_tells_and_writes_nothing(media: Path, store: Path) -> None:
     assert sorted(f.action for f in report.files) == ["read"] * 4 + ["skip"]
     assert not store.exists()
     take(store, media)
-    assert {f.action for f in take(store, media, dry_run=True).files} == {"known"}
+    again = take(store, media, dry_run=True).files
+    assert {f.action for f in again} == {"known"}
+    told = {row.path: (row.outcome, row.reason) for row in ledger(store)}
+    assert {f.path: (f.outcome, f.reason) for f in again} == told
+    assert all(reason for outcome, reason in told.values() if outcome is Outcome.BROKEN)
 
 
 def test_a_table_of_sequences_keeps_labels_and_grows(tmp_path: Path, store: Path) -> None:
@@ -302,6 +308,20 @@ def test_forgetting_removes_the_frames_and_the_source(media: Path, store: Path) 
     assert "a.mp4" not in outcomes(store)
     with pytest.raises(StoreNotFoundError):
         forget(store, "a.mp4")
+
+
+def test_a_source_to_forget_may_be_named_from_here(
+    media: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(media, tmp_path / "other")
+    (tmp_path / "other" / "a.mp4").write_bytes((media / "a.mp4").read_bytes() + b"more")
+    take(store, media, tmp_path / "other")
+    monkeypatch.chdir(media)
+    with pytest.raises(StoreNotFoundError, match="no source ''"):
+        forget(store, "")
+    assert forget(store, "./c.jpg").path == str(media / "c.jpg")
+    assert forget(store, "../other/a.mp4").path == str(tmp_path / "other" / "a.mp4")
+    assert forget(store, "a.mp4").path == str(media / "a.mp4")
 
 
 def test_a_full_disk_is_named_and_other_errors_are_left_alone() -> None:

@@ -18,6 +18,8 @@ import pytest
 
 from cld_stream.config import OpsSettings
 from cld_stream.errors import UsageError
+from cld_stream.pipelines.extend import extend
+from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.ingest import IngestProgress
 from cld_stream.pipelines.life import Life
 from cld_stream.pipelines.metrics import TrainProgress
@@ -170,6 +172,16 @@ def test_a_damaged_snapshot_is_called_so(tmp_path: Path) -> None:
     assert "DAMAGED: weights.safetensors" in str(status(made.store.path).snapshot_health)
     (made.snapshot.path / "manifest.json").unlink()
     assert "DAMAGED" in dict(status(made.store.path).lines())["snapshot"]
+    made.store.close()
+
+
+def test_forgotten_frames_have_no_features(tmp_path: Path) -> None:
+    made = published(tmp_path / "store")
+    add_video(made.store, "/media/new.mp4", 9, frames=5)
+    extend(made.store)
+    assert status(made.store.path).covered == 41
+    forget(made.store.path, "clip1.mp4")
+    assert status(made.store.path).covered == status(made.store.path).frames == 29
     made.store.close()
 
 

@@ -10,17 +10,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cld_stream.config import PublishSettings
-from cld_stream.errors import CorruptError, LockHeldError, StoreError
+from cld_stream.config import PublishSettings, Settings, load_settings
+from cld_stream.errors import CorruptError, HeldError, LockHeldError, StoreError
 from cld_stream.pipelines import publish as publishing
 from cld_stream.pipelines.embed import Embedder, Features
 from cld_stream.pipelines.extend import Extender, extend
 from cld_stream.pipelines.publish import Publication, publish
+from cld_stream.pipelines.publish_checkpoint import publish_checkpoint
+from cld_stream.pipelines.restore import fresh_learner, meta_of
 from cld_stream.pipelines.snapshots import change_snapshots, list_snapshots, open_snapshot
+from cld_stream.pipelines.train import train
 from cld_stream.storage import vectors
+from cld_stream.storage.checkpoints import save_checkpoint
 from cld_stream.storage.snapshots import Snapshot, drop_features
 from cld_stream.storage.store import Store
 from tests.pipelines.published import ENCODER, add_video, published, small_store, weights
+
+
+def small_settings() -> Settings:
+    return load_settings(
+        overrides=[
+            "encoder.width=0.1", "encoder.crop=32", "encoder.feature_dim=16", "optim.batch=16", "loss.groups=4",
+            "buffer.capacity=64", "train.min_frames=16", "publish.groups=4", "train.idle_steps=0",
+        ]
+    )  # fmt: skip
 
 
 def embedded_again(store: Store, snapshot: Snapshot, ids: np.ndarray) -> Features:
@@ -120,6 +133,7 @@ PUBLISHER = """
 import sys, time
 from pathlib import Path
 from cld_stream.storage import vectors
+from cld_stream.storage.checkpoints import save_checkpoint
 vectors.CHUNK_ROWS = 4
 from cld_stream.pipelines.publish import Publication
 from cld_stream.storage.store import Store
@@ -227,3 +241,27 @@ def test_snapshots_are_listed_pinned_and_pruned(tmp_path: Path) -> None:
     change_snapshots(store.path, unpin=made[0])
     assert publish(store, ENCODER, weights(9), step=9, settings=PublishSettings(keep=1)) is not None
     assert len(list_snapshots(store.path)) == 1
+
+
+def test_a_checkpoint_older_than_the_latest_snapshot_is_published_only_when_forced(tmp_path: Path) -> None:
+    store = small_store(tmp_path / "s")
+    train(store.path, small_settings(), steps=3)
+    assert publish_checkpoint(store.path).step == publish_checkpoint(store.path).step == 3
+    newer = publish(store, ENCODER, weights(), step=4)
+    assert newer is not None
+    with pytest.raises(
+        HeldError, match=rf"of step 3, is older than the latest snapshot, {newer.id} of step 4.*--force"
+    ):
+        publish_checkpoint(store.path)
+    assert store.catalog.latest_snapshot() == newer.row()
+    assert publish_checkpoint(store.path, force=True).step == 3
+
+
+def test_an_untrained_checkpoint_is_published_only_when_forced(tmp_path: Path) -> None:
+    store, settings = small_store(tmp_path / "s"), small_settings()
+    arrays, numbers = fresh_learner(settings, "cpu").state_dict()
+    save_checkpoint(store.path, 0, arrays, meta_of(numbers, settings), keep=1)
+    with pytest.raises(HeldError, match=r"no training step.*--force"):
+        publish_checkpoint(store.path)
+    assert store.catalog.latest_snapshot() is None
+    assert publish_checkpoint(store.path, force=True).frames == 36

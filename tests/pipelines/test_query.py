@@ -102,6 +102,14 @@ def test_filters_keep_only_what_fits(made: Published) -> None:
     assert len(query(path, frame=17, k=36, before="2100-01-01T00:00:00+02:00", under="/media").hits) == 36
 
 
+def test_a_path_may_be_given_from_here(made: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, here = made.store.path, "../" * 12
+    monkeypatch.chdir(path.parent)
+    assert len(query(path, frame=17, k=36, under=f"{here}media/./day0").hits) == 24
+    assert len(query(path, frame=17, k=36, under="/media/day1/../day0/clip2.mp4").hits) == 12
+    assert query(path, source=f"{here}media/day1/clip1.mp4", at=0, k=1).hits[0].source == "/media/day1/clip1.mp4"
+
+
 def test_an_open_searcher_sees_new_and_forgotten_frames(tmp_path: Path) -> None:
     made = published(tmp_path / "s")
     searcher = Searcher(made.store, made.snapshot)

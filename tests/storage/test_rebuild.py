@@ -83,6 +83,10 @@ def test_a_sound_catalog_is_not_replaced_and_a_damaged_one_is_kept_aside(tmp_pat
     filled(path).close()
     with pytest.raises(StoreError, match="newest 3 frames"):
         rebuild_catalog(path)
+    with Store.open(path) as store, store.writer("t") as writer:
+        writer.forget(store.catalog.find_source("/v/c").id)
+    with pytest.raises(StoreError, match="newest 1 frames"):
+        rebuild_catalog(path)
     (path / "catalog.db").write_bytes(b"garbage")
     assert rebuild_catalog(path).frames == 8
     assert (path / "catalog.db.old").read_bytes() == b"garbage"
