@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cld_stream
 from cld_stream.config import PublishSettings, load_settings
-from cld_stream.errors import CldError, CorruptError, StoreBusyError
+from cld_stream.errors import CldError, CorruptError, StoreBusyError, UsageError
 from cld_stream.pipelines import patience
 from cld_stream.pipelines.doctor import doctor
+from cld_stream.pipelines.evaluate import evaluate
 from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.publish import publish
 from cld_stream.pipelines.query import query
 from cld_stream.pipelines.train import train
+from cld_stream.pipelines.tune_slice import take_slice
 from cld_stream.storage import database
 from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint
 from cld_stream.storage.store import Store
@@ -72,6 +75,55 @@ def test_training_passes_damaged_frames_over_and_says_so(tmp_path: Path, caplog:
     report = train(tmp_path, settings, until_caught_up=True)
     assert (report.lag, report.steps > 0) == (0, True)
     assert len([r for r in caplog.records if "damaged frames are passed over" in r.message]) == 1
+
+
+def test_a_shard_that_is_damaged_after_a_snapshot_stops_no_publication(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lenient = ("guard.warn=0.03", "guard.hold=0.02", "guard.rollback=0.01")  # noise is hard to tell apart
+    settings = load_settings(overrides=[*SMALL, *lenient, "store.shard_frames=16"])
+    grow(tmp_path, 60, settings)
+    first = train(tmp_path, settings, until_caught_up=True).snapshot
+    flip(tmp_path / "frames" / "c" / "1", 0.999)
+    grow(tmp_path, 20, settings)
+    second = train(tmp_path, settings, until_caught_up=True).snapshot
+    assert second != first
+    assert "failed" not in caplog.text
+    assert len([r for r in caplog.records if "frames/c/1" in r.message]) == 2, "one line of training, one of publishing"
+
+
+def test_a_damaged_shard_is_left_out_of_evaluation_and_said_in_one_line(made: Published) -> None:
+    whole = evaluate(made.store.path)
+    flip(made.store.path / "frames" / "c" / "0", 0.999)
+    flip(made.store.path / "frames" / "c" / "1", 0.999)
+    report = evaluate(made.store.path)
+    asked = {number.name: number.n for number in report.numbers}
+    assert asked == {number.name: number.n for number in whole.numbers} | {"alignment": 4}
+    (note,) = set(report.notes) - set(whole.notes)
+    assert "frames/c/" in note
+    assert note.endswith("And 1 more.")
+
+
+def test_a_damaged_shard_is_left_out_of_tuning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = load_settings(overrides=[*SMALL, "store.shard_frames=16"])
+    grow(tmp_path, 160, settings)
+    flip(tmp_path / "frames" / "c" / "1", 0.999)
+    with Store.open(tmp_path) as store:
+        assert take_slice(store, 160, "cpu").ids.tolist() == [n for n in range(160) if n // 16 != 1]
+        flip(tmp_path / "frames" / "c" / "2", 0.999)
+        flip(tmp_path / "frames" / "c" / "3", 0.999)
+        with pytest.raises(UsageError, match="at least 128 frames, there are 112"):
+            take_slice(store, 160, "cpu")
+    assert len([r for r in caplog.records if "damaged frames are left out" in r.message]) == 4
+
+
+def test_a_damaged_frame_is_an_error_from_python_and_the_others_are_given(made: Published) -> None:
+    flip(made.store.path / "frames" / "c" / "0", 0.999)
+    with cld_stream.open(made.store.path) as opened:
+        assert len(opened.frames[[20, 35]]) == 2
+        for read in (opened.frames.__getitem__, opened.frames.picture):
+            with pytest.raises(CorruptError, match="frames/c/0"):
+                read(3)
 
 
 def test_a_damaged_array_header_is_read_around_and_mended(made: Published) -> None:
