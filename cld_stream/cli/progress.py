@@ -1,5 +1,6 @@
 """Live displays on a terminal, plain log lines otherwise."""
 
+import math
 import time
 from datetime import timedelta
 from types import TracebackType
@@ -110,6 +111,10 @@ class WatchDisplay(_Display):
         console.print(f"{time.strftime('%H:%M:%S')} {safe(line)}", markup=False, soft_wrap=True)
 
 
+def _known(value: float | None, form: str = "") -> str:
+    return "?" if value is None or math.isnan(value) else format(value, form)
+
+
 class TrainDisplay(_Display):
     """Loss terms, rates, lag, buffer, and how healthy the features are."""
 
@@ -117,12 +122,12 @@ class TrainDisplay(_Display):
         """Show where training is."""
         share = p.fed / p.committed if p.committed else 0.0
         pairs = [
-            ("step", f"{p.step:,}"), ("loss", f"{p.loss:.3f}"),
-            ("instance", f"{p.instance:.3f}"), ("cross-level", f"{p.cld:.3f}"),
+            ("step", f"{p.step:,}"), ("loss", _known(p.loss, ".3f")),
+            ("instance", _known(p.instance, ".3f")), ("cross-level", _known(p.cld, ".3f")),
             ("frames/s", f"{p.frames_s:,.0f}"), ("data wait", f"{p.data_wait:.0%}"),
             ("lag", f"{p.lag:,} frames"), ("thinned", f"{p.thinned:,}"),
-            ("buffer", f"{p.buffered:,} of {p.capacity:,}"), ("groups", f"{p.groups}"),
-            ("feature std", f"{p.feature_std:.4f}"), ("effective rank", f"{p.effective_rank:.1f}"),
+            ("buffer", f"{p.buffered:,} of {p.capacity:,}"), ("groups", _known(p.groups)),
+            ("feature std", _known(p.feature_std, ".4f")), ("effective rank", _known(p.effective_rank, ".1f")),
         ]  # fmt: skip
         line = ", ".join(f"{name} {value}" for name, value in pairs)
         self._show(_panel(f"Train  {p.state}", share, pairs), f"train ({p.state}): {line}")
