@@ -1,15 +1,20 @@
-"""The systemd units: what systemd itself thinks of them, and that they neither give up nor start too early."""
+"""The systemd units, which neither give up nor start too early; the health of a container."""
 
+import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cld_stream.errors import GuardStopError, LockHeldError, StoreNotFoundError, UsageError
+from tests.pipelines.published import small_store
+from tests.pipelines.test_life import free_port
 
 UNITS = Path(__file__).parents[1] / "contrib" / "systemd"
 INGEST, TRAIN = (UNITS / f"cld-stream-{verb}.service" for verb in ("ingest", "train"))
@@ -55,3 +60,20 @@ def test_the_trainer_is_not_started_before_there_is_a_store(tmp_path: Path) -> N
             assert waiting.wait(30) == 0
         finally:
             waiting.kill()
+
+
+@pytest.mark.parametrize("verb", [["ingest", "--watch", "."], ["train", "--device", "cpu"]])
+def test_a_container_that_watches_or_trains_is_healthy(verb: list[str], tmp_path: Path) -> None:
+    image = (UNITS.parents[1] / "Dockerfile").read_text().replace("9464", str(free_port()))
+    (check,) = re.findall(r"HEALTHCHECK.*\\\n\s*CMD (\[.*\])", image)
+    told = dict(pair.split("=", 1) for line in re.findall(r"^ENV (CLD_.*)$", image, re.M) for pair in line.split())
+    small_store(tmp_path / "store").close()
+    command = [sys.executable, "-m", "cld_stream", *verb, "--store", "store"]
+    environment = os.environ | told | {"PYTHONPATH": str(UNITS.parents[1])}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as child:
+        try:
+            until = time.monotonic() + 60
+            while subprocess.run([sys.executable, *json.loads(check)[1:]], stderr=subprocess.DEVNULL).returncode:
+                assert time.monotonic() < until, "it never became healthy"
+        finally:
+            child.kill()
