@@ -120,7 +120,8 @@ class TrainDisplay(_Display):
 
     def __call__(self, p: "TrainProgress") -> None:
         """Show where training is."""
-        share = p.fed / p.committed if p.committed else 0.0
+        decided = p.fed + p.thinned
+        share = decided / (decided + p.lag) if decided else 0.0
         pairs = [
             ("step", f"{p.step:,}"), ("loss", _known(p.loss, ".3f")),
             ("instance", _known(p.instance, ".3f")), ("cross-level", _known(p.cld, ".3f")),
@@ -185,7 +186,7 @@ def print_watch_summary(report: "WatchReport") -> None:
 def print_train_summary(report: "TrainReport") -> None:
     """What this run did, in a line."""
     answer(
-        f"{report.steps:,} steps, {report.fed:,} frames fed, lag {report.lag:,}. "
+        f"{report.steps:,} steps, {report.fed:,} frames fed so far, lag {report.lag:,}. "
         f"Checkpoint at step {report.step:,}; snapshot {report.snapshot or 'none yet'}."
     )
 

@@ -307,7 +307,7 @@ class Keeper:
             cld=report.cld if report else math.nan,
             frames_s=self._rates[0],
             data_wait=self._rates[1],
-            lag=self.feed.lag(committed),
+            lag=self._lag(committed),
             thinned=self.feed.thinned,
             fed=self.feed.fed,
             committed=committed,
@@ -329,6 +329,9 @@ class Keeper:
             guard_agreement=self._guard.last.agreement,
             guard_loss_ratio=self._guard.last.loss_ratio,
         )
+
+    def _lag(self, committed: int) -> int:
+        return self.feed.lag(committed) and self._store.catalog.live_from(self.feed.cursor)
 
     def _numbers(self, state: str, committed: int) -> Numbers:
         """What a beat says; `fed_to` is the first id that is not fed yet."""

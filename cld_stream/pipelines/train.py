@@ -95,7 +95,7 @@ def train(
             step=learner.clock,
             fed=feed.fed,
             thinned=feed.thinned,
-            lag=feed.lag(reader.refresh()),
+            lag=store.catalog.live_from(feed.cursor),
             snapshot=keeper.snapshot,
             seconds=time.monotonic() - began,
         )
