@@ -117,7 +117,7 @@ class Status:
             ("trained", self._trained_line()),
             ("snapshot", self._snapshot_line()),
             ("guard", self._guard_line()),
-            ("disk free", f"{self.disk_free / 1e9:,.1f} GB{full}"),
+            ("disk free", f"{_room(self.disk_free)}{full}"),
         ]
         out += [(process.kind, process.line()) for process in self.processes]
         return out if self.processes else [*out, ("at work", "nobody")]
@@ -244,6 +244,10 @@ def _health(path: Path) -> str:
         return "sound" if snapshot.segments else "DAMAGED: its features are gone"
     except (CldError, OSError) as e:
         return f"DAMAGED: {e}"
+
+
+def _room(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 50_000_000 else f"{size / 1e6:,.1f} MB"
 
 
 def _ago(utc: float | None) -> str:

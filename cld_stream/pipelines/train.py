@@ -273,7 +273,7 @@ class _Trainer:
                     pixels = self._cache.batch(plan.wanted, plan.wanted_slots, batch.pixels, batch.aspect)
                 return plan, *pixels
             except GoneError as gone:
-                self._drop(gone.ids)
+                self._drop(gone.ids, "gone or damaged")
 
     def _committed(self) -> int:
         """Ids handed out. Notices when frames were forgotten."""
@@ -288,9 +288,9 @@ class _Trainer:
         """Drop buffered frames that are not in the store any more."""
         ids = self._learner.buffer.ids
         held = ids[ids >= 0]
-        self._drop(np.setdiff1d(held, self._store.catalog.rows(held).ids))
+        self._drop(np.setdiff1d(held, self._store.catalog.rows(held).ids), "gone")
 
-    def _drop(self, ids: Ids) -> None:
+    def _drop(self, ids: Ids, why: str) -> None:
         if len(ids):
             self._cache.drop(self._learner.forget(ids))
-            log.info("%d buffered frames were forgotten", len(ids))
+            log.info("%d frames left the buffer: their pictures are %s", len(ids), why)

@@ -1,6 +1,7 @@
 """Changed bytes, a catalog that others keep, a clock that jumps back."""
 
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -50,6 +51,7 @@ def test_a_damaged_shard_is_named_and_all_else_goes_on(
     path, whole = made.store.path, at > 0.9
     flip(path / "frames" / "c" / "0", at)
     assert "frames/c/0" in broken(path)
+    assert "It holds frames of 1 /media/day0/clip0.mp4, 2 /media/day1/clip1.mp4." in broken(path)
     with made.store.reader(1) as reader:
         with pytest.raises(CorruptError):
             reader.read(range(16))
@@ -77,6 +79,18 @@ def test_training_passes_damaged_frames_over_and_says_so(tmp_path: Path, caplog:
     assert len([r for r in caplog.records if "damaged frames are passed over" in r.message]) == 1
 
 
+def test_the_many_sources_of_a_damaged_shard_are_named_by_id(tmp_path: Path) -> None:
+    settings = load_settings(overrides=[*SMALL, "store.shard_frames=16"])
+    for _ in range(8):
+        source = grow(tmp_path, 2, settings)
+    forget(tmp_path, "3")
+    for _ in range(2):
+        source = grow(tmp_path, 1, settings)
+    flip(tmp_path / "frames" / "c" / "0", 0.999)
+    assert source == 10
+    assert "frames of 1 /v0, 2 /v2, 4 /v6, 5 /v8, 6 /v10 and others; all by id: 1-2, 4-8." in broken(tmp_path)
+
+
 def test_a_shard_that_is_damaged_after_a_snapshot_stops_no_publication(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -89,6 +103,8 @@ def test_a_shard_that_is_damaged_after_a_snapshot_stops_no_publication(
     second = train(tmp_path, settings, until_caught_up=True).snapshot
     assert second != first
     assert "failed" not in caplog.text
+    assert "left the buffer: their pictures are gone or damaged" in caplog.text
+    assert "forgotten" not in caplog.text
     assert len([r for r in caplog.records if "frames/c/1" in r.message]) == 2, "one line of training, one of publishing"
 
 
@@ -199,6 +215,21 @@ def test_training_goes_on_from_the_last_whole_checkpoint_and_says_so(
     report = train(tmp_path, settings, steps=2)
     assert report.step == 5
     assert any("Going on from step 3" in r.message for r in caplog.records)
+
+
+def test_when_no_checkpoint_is_whole_it_is_said_how_to_train_anew(tmp_path: Path) -> None:
+    settings = load_settings(overrides=SMALL)
+    grow(tmp_path, 60, settings)
+    train(tmp_path, settings, steps=2)
+    for step in list_checkpoints(tmp_path):
+        flip(tmp_path / "checkpoints" / f"{step:012d}" / "state.safetensors")
+    with pytest.raises(CorruptError) as told:
+        train(tmp_path, settings, steps=1)
+    (command,) = re.findall(r"move them away: (mv .+)$", str(told.value))
+    assert command in broken(tmp_path)
+    subprocess.run(command, shell=True, check=True)
+    assert train(tmp_path, settings, steps=1).step == 1
+    assert not broken(tmp_path)
 
 
 def test_no_changed_page_of_a_catalog_is_a_traceback(made: Published) -> None:
