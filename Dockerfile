@@ -14,7 +14,8 @@ RUN mkdir -p /store && chown cld:cld /store
 USER cld
 VOLUME /store
 STOPSIGNAL SIGTERM
-ENV CLD_STREAM_TRAIN_PORT=9464
+# Where train answers or, in a container of its own, ingest.
+ENV CLD_STREAM_TRAIN_PORT=9464 CLD_STREAM_INGEST_PORT=9464
 HEALTHCHECK --interval=60s --timeout=10s --start-period=120s \
   CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:9464/healthz', timeout=5)"]
 ENTRYPOINT ["cld-stream"]

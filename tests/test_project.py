@@ -58,12 +58,13 @@ def test_compose_runs_ingest_and_train_on_one_store() -> None:
     yaml = pytest.importorskip("yaml")
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     assert {name: service["command"] for name, service in services.items()} == {
-        "ingest": ["ingest", "/footage"],
+        "ingest": ["ingest", "--watch", "/footage"],
         "train": ["train"],
     }
     assert services["ingest"]["build"] == "."
     assert services["train"]["depends_on"]["ingest"] == {"condition": "service_started"}
-    assert services["train"]["restart"] == "unless-stopped"
+    assert {service["restart"] for service in services.values()} == {"unless-stopped"}
+    assert not any("healthcheck" in service for service in services.values()), "the image has one"
     stores = [next(v for v in service["volumes"] if v.startswith("store:")) for service in services.values()]
     assert stores == ["store:/store"] * 2
     assert "store" in yaml.safe_load((ROOT / "compose.yaml").read_text())["volumes"]

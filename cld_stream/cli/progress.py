@@ -1,5 +1,6 @@
 """Live displays on a terminal, plain log lines otherwise."""
 
+import math
 import time
 from collections import Counter
 from datetime import timedelta
@@ -115,19 +116,24 @@ class WatchDisplay(_Display):
         console.print(f"{time.strftime('%H:%M:%S')} {safe(line)}", markup=False, soft_wrap=True)
 
 
+def _known(value: float | None, form: str = "") -> str:
+    return "?" if value is None or math.isnan(value) else format(value, form)
+
+
 class TrainDisplay(_Display):
     """Loss terms, rates, lag, buffer, and how healthy the features are."""
 
     def __call__(self, p: "TrainProgress") -> None:
         """Show where training is."""
-        share = p.fed / p.committed if p.committed else 0.0
+        decided = p.fed + p.thinned
+        share = decided / (decided + p.lag) if decided else 0.0
         pairs = [
-            ("step", f"{p.step:,}"), ("loss", f"{p.loss:.3f}"),
-            ("instance", f"{p.instance:.3f}"), ("cross-level", f"{p.cld:.3f}"),
+            ("step", f"{p.step:,}"), ("loss", _known(p.loss, ".3f")),
+            ("instance", _known(p.instance, ".3f")), ("cross-level", _known(p.cld, ".3f")),
             ("frames/s", f"{p.frames_s:,.0f}"), ("data wait", f"{p.data_wait:.0%}"),
             ("lag", f"{p.lag:,} frames"), ("thinned", f"{p.thinned:,}"),
-            ("buffer", f"{p.buffered:,} of {p.capacity:,}"), ("groups", f"{p.groups}"),
-            ("feature std", f"{p.feature_std:.4f}"), ("effective rank", f"{p.effective_rank:.1f}"),
+            ("buffer", f"{p.buffered:,} of {p.capacity:,}"), ("groups", _known(p.groups)),
+            ("feature std", _known(p.feature_std, ".4f")), ("effective rank", _known(p.effective_rank, ".1f")),
         ]  # fmt: skip
         line = ", ".join(f"{name} {value}" for name, value in pairs)
         self._show(_panel(f"Train  {p.state}", share, pairs), f"train ({p.state}): {line}")
@@ -192,7 +198,7 @@ def print_watch_summary(report: "WatchReport") -> None:
 def print_train_summary(report: "TrainReport") -> None:
     """What this run did, in a line."""
     answer(
-        f"{report.steps:,} steps, {report.fed:,} frames fed, lag {report.lag:,}. "
+        f"{report.steps:,} steps, {report.fed:,} frames fed so far, lag {report.lag:,}. "
         f"Checkpoint at step {report.step:,}; snapshot {report.snapshot or 'none yet'}."
     )
 

@@ -24,7 +24,7 @@ class Feed:
     Attributes:
         max_lag: most frames that may wait [frames].
         cursor: first id that is not yet decided on.
-        fed, thinned: ids handed out, and ids passed over.
+        fed, thinned: ids handed out (who finds no frame behind one takes it off), and ids passed over.
         stride: >= 1; distance between fed ids below `until`.
     """
 
@@ -58,6 +58,11 @@ class Feed:
             taken.append(at)
         self.fed += len(taken)
         return np.array(taken, np.int64)
+
+    def skip_to(self, first: int) -> None:
+        """Ids before this one have no frame: they are neither fed nor thinned, and no backlog."""
+        self.cursor = max(self.cursor, first)
+        self._next = max(self._next, float(self.cursor))
 
     def _plan(self, committed: int) -> None:
         """Choose a stride for the whole backlog when too much of it would be left to feed."""

@@ -108,6 +108,7 @@ class FramesView:
 
         Raises:
             StoreNotFoundError: one of them is gone or never was.
+            CorruptError: the picture of one of them is damaged.
         """
         wanted = np.atleast_1d(np.asarray(ids, np.int64))
         pixels, present = self._reader.read(wanted)
@@ -124,6 +125,7 @@ class FramesView:
 
         Raises:
             StoreNotFoundError: it is gone or never was.
+            CorruptError: it is damaged.
         """
         from cld_stream.pipelines.sheet import as_shown
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cld_stream.errors import UsageError
+from cld_stream.errors import CorruptError, UsageError
 from cld_stream.pipelines.embed import Embedder
 from cld_stream.pipelines.evaluate_frames import JudgedFrames, Tell, labelled_pictures, own_frames
 from cld_stream.pipelines.evaluate_probes import LABELLED, NEIGHBOURS, PROBES, Number, Problem, choose_probes
@@ -111,7 +111,8 @@ def evaluate(
         if on_progress is not None:
             on_progress(EvalProgress(stage, done, total))
 
-    with Store.open(store_path) as store, store.reader() as reader:
+    damage: list[CorruptError] = []
+    with Store.open(store_path) as store, store.reader(on_damage=damage.append) as reader:
         judge = _judge(store, snapshot, checkpoint, device)
         report = EvalReport(
             str(store_path), judge.snapshot.id if judge.snapshot else None, judge.checkpoint, judge.step, space
@@ -124,6 +125,9 @@ def evaluate(
             _probe(judge, frames, _usable(frames, chosen, names, labels, report), report, device, tell)
         except _StoppedError:
             report.stopped = True
+    if damage:
+        more = f" And {len(damage) - 1} more." if len(damage) > 1 else ""
+        report.notes.append(f"Frames are left out where their pictures are damaged: {damage[0]}{more}")
     report.seconds = round(time.monotonic() - began, 1)
     return report
 

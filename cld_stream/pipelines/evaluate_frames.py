@@ -8,7 +8,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from cld_stream.config import IngestSettings
-from cld_stream.errors import StoreNotFoundError, UsageError
+from cld_stream.errors import UsageError
 from cld_stream.media.discover import natural_key
 from cld_stream.media.job import Chunk, Done, Job
 from cld_stream.media.labelled import TEST, TRAIN, LabelledPicture, read_labelled
@@ -20,14 +20,14 @@ from cld_stream.storage.header import Header
 from cld_stream.storage.snapshots import Snapshot
 from cld_stream.storage.store import Store
 
-__all__ = ["JudgedFrames", "Tell", "labelled_pictures", "own_frames"]
+__all__ = ["JudgedFrames", "Pixels", "Tell", "labelled_pictures", "own_frames"]
 
 # Shape suffixes: N frames, S side of a stored frame.
 
 Tell = Callable[[str, int, int], None]
 """Told (what is done, how much of it, of how much); may raise to end it."""
 
-Pixels = tuple[NDArray[np.uint8], NDArray[np.float32]]
+Pixels = tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.float32]]
 
 _AT_ONCE = 256
 
@@ -41,7 +41,7 @@ class JudgedFrames:
         label: index into `classes`, -1 = none.
         sequence: number of the sequence; frames of one are near-repeats of each other.
         split: `train`, `test`, anything else, or "".
-        pixels: gives the stored pixels (N x S x S x 3) and the aspects of rows.
+        pixels: gives those of the asked rows that can be read, with their stored pixels (N x S x S x 3) and aspects.
         skipped: (path, reason) of pictures that cannot be read.
     """
 
@@ -82,9 +82,7 @@ def own_frames(
 
     def pixels(at: NDArray[np.int64]) -> Pixels:
         found, there = reader.read(ids[at])
-        if not there.all():
-            raise StoreNotFoundError(f"{store.path}: frames were forgotten while they were evaluated. Run it again.")
-        return found, aspect[at]
+        return at[there], found[there], aspect[at[there]]  # the others are damaged, or were forgotten meanwhile
 
     kept = {space: values[present] for space, values in features.items()}
     return JudgedFrames(kept, label[sequence], classes, sequence, split[sequence], pixels, [])
@@ -117,11 +115,11 @@ def labelled_pictures(header: Header, embedder: Embedder, text: str, tell: Tell)
     aspect_N = np.array(shapes, np.float32)
 
     def pixels(at: NDArray[np.int64]) -> Pixels:
-        return np.stack([simplejpeg.decode_jpeg(jpegs[n], "RGB") for n in at.tolist()]), aspect_N[at]
+        return at, np.stack([simplejpeg.decode_jpeg(jpegs[n], "RGB") for n in at.tolist()]), aspect_N[at]
 
     parts = []
     for start in range(0, len(jpegs), _AT_ONCE):
-        parts.append(embedder.embed(*pixels(np.arange(start, min(start + _AT_ONCE, len(jpegs))))))
+        parts.append(embedder.embed(*pixels(np.arange(start, min(start + _AT_ONCE, len(jpegs))))[1:]))
         tell("embedding", min(start + _AT_ONCE, len(jpegs)), len(jpegs))
     features = {space: np.concatenate([part[space] for part in parts]) for space in parts[0]}
     label, classes = _numbered([p.label for p in kept])

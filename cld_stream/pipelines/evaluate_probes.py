@@ -1,7 +1,7 @@
 """The probes of `cld-stream eval` by name: each turns judged frames into numbers. `docs/eval.md` explains them."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cld_stream.config import AugmentSettings
-from cld_stream.errors import UsageError
+from cld_stream.errors import StoreError, UsageError
 from cld_stream.learn import probes
 from cld_stream.learn.augment import central_view
 from cld_stream.pipelines.embed import Embedder
@@ -188,35 +188,43 @@ def _fine_tuning(share: float, p: Problem, tell: Tell) -> list[Number]:
     name, one = f"fine-tuning-{share * 100:g}", p.plan.rounds[0]
     shown = one.gallery[probes.choose_labelled(torch.from_numpy(p.frames.label[one.gallery]), share).numpy()]
     shown = spread(shown, _MOST_TUNED)  # in memory as pixels; the steps draw about twice as many
-    pixels, aspect = p.frames.pixels(shown)
+    shown, pixels, aspect = p.frames.pixels(shown)
+    _require_some(name, shown)
     crop, shape = p.embedder.crop, torch.from_numpy(p.embedder.true_shapes(aspect))
     label = torch.from_numpy(p.frames.label[shown])
     model = probes.fine_tune(
         p.embedder.encoder, torch.from_numpy(pixels), shape, label, p.classes, crop, on_step=partial(tell, name)
     )
-    right = 0
-    for asked in np.split(one.asked, range(_AT_ONCE, len(one.asked), _AT_ONCE)):
-        pixels, aspect = p.frames.pixels(asked)
+    right = n = 0
+    for part in np.split(one.asked, range(_AT_ONCE, len(one.asked), _AT_ONCE)):
+        asked, pixels, aspect = p.frames.pixels(part)
         shape = torch.from_numpy(p.embedder.true_shapes(aspect))
         with torch.inference_mode():
             found = model(central_view(torch.from_numpy(pixels).to(p.device), shape, crop)).argmax(1)
-        right += int((found == p.label[p.rows(asked)]).sum())
-        tell(f"{name}, asking", int(np.searchsorted(one.asked, asked[-1])) + 1, len(one.asked))
+        right, n = right + int((found == p.label[p.rows(asked)]).sum()), n + len(asked)
+        tell(f"{name}, asking", int(np.searchsorted(one.asked, part[-1])) + 1, len(one.asked))
+    _require_some(name, range(n))
     meaning = f"share of right answers after training on {len(shown):,} labels ({share:.0%})"
     meaning += "; fold 1 asks" if len(p.plan.rounds) > 1 else ""
-    return [_share(name, right / len(one.asked), len(one.asked), meaning)]
+    return [_share(name, right / n, n, meaning)]
+
+
+def _require_some(probe: str, rows: Sized) -> None:
+    if not len(rows):
+        raise StoreError(f"{probe}: none of the pictures that it looks at can be read. Run: cld-stream doctor")
 
 
 def _alignment(p: Problem, tell: Tell) -> list[Number]:
     rows, views = _some(p, _MOST_QUESTIONS), []
     for start in range(0, len(rows), _AT_ONCE):
-        part = rows[start : start + _AT_ONCE]
-        pair = p.embedder.embed_two_views(*p.frames.pixels(part), AugmentSettings(), seed=start)
+        _, pixels, aspect = p.frames.pixels(rows[start : start + _AT_ONCE])
+        pair = p.embedder.embed_two_views(pixels, aspect, AugmentSettings(), seed=start)
         views.append([p.tensor(view[p.space]) for view in pair])
-        tell("alignment", start + len(part), len(rows))
+        tell("alignment", min(start + _AT_ONCE, len(rows)), len(rows))
     first, second = (torch.cat([pair[i] for pair in views]) for i in (0, 1))
+    _require_some("alignment", first)
     meaning = "squared distance of two random views of a frame: 0 = the same, 2 = unrelated"
-    return [Number("alignment", "alignment", probes.alignment(first, second), len(rows), "lower", 0, 4, meaning)]
+    return [Number("alignment", "alignment", probes.alignment(first, second), len(first), "lower", 0, 4, meaning)]
 
 
 def _uniformity(p: Problem, tell: Tell) -> list[Number]:

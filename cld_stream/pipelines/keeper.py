@@ -1,5 +1,6 @@
 """The cadence of the daemon: when it logs, checkpoints, publishes, extends, and shows a sign of life."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -82,7 +83,7 @@ class Keeper:
         self._publishing_s, self._began = 0.0, time.monotonic()
         self._published = self._unpublished = -1  # updates at the last publication, and at the one before
         self._report: StepReport | None = None
-        self._health = (0, 0.0, 0.0)
+        self._health: tuple[int | None, float, float] = None, math.nan, math.nan  # not measured yet
         self._frames, self._since, self._rates = 0, time.monotonic(), (0.0, 0.0)
 
     def __enter__(self) -> Self:
@@ -301,12 +302,12 @@ class Keeper:
             state=state,
             step=learner.clock,
             updates=learner.updates,
-            loss=report.loss if report else 0.0,
-            instance=report.instance if report else 0.0,
-            cld=report.cld if report else 0.0,
+            loss=report.loss if report else math.nan,
+            instance=report.instance if report else math.nan,
+            cld=report.cld if report else math.nan,
             frames_s=self._rates[0],
             data_wait=self._rates[1],
-            lag=self.feed.lag(committed),
+            lag=self._lag(committed),
             thinned=self.feed.thinned,
             fed=self.feed.fed,
             committed=committed,
@@ -315,7 +316,7 @@ class Keeper:
             groups=self._health[0],
             feature_std=self._health[1],
             effective_rank=self._health[2],
-            lr=report.lr if report else 0.0,
+            lr=report.lr if report else math.nan,
             frames_at_once=learner.pieces.frames or self._settings.optim.batch,
             cbp=learner.cbp,
             rescues=self._rescue.rescues,
@@ -328,6 +329,9 @@ class Keeper:
             guard_agreement=self._guard.last.agreement,
             guard_loss_ratio=self._guard.last.loss_ratio,
         )
+
+    def _lag(self, committed: int) -> int:
+        return self.feed.lag(committed) and self._store.catalog.live_from(self.feed.cursor)
 
     def _numbers(self, state: str, committed: int) -> Numbers:
         """What a beat says; `fed_to` is the first id that is not fed yet."""

@@ -32,6 +32,7 @@ class Life:
         kind: the verb.
         settings: the port, and how long a silence is allowed.
         argv: the command line to note, where the process' own must not be seen (a camera's password).
+        warns: whether a full disk is worth a warning; a watch says so itself.
 
     Attributes:
         state, numbers: as of the last beat that was written down.
@@ -46,6 +47,8 @@ class Life:
         kind: Literal["ingest", "train"],
         settings: OpsSettings,
         argv: Sequence[str] | None = None,
+        *,
+        warns: bool = True,
     ) -> None:
         self.kind, self.store_path = kind, store.path
         self.state, self.numbers = "starting", dict[str, float | int | str | None]()
@@ -54,7 +57,7 @@ class Life:
         self._moved = self._written = time.monotonic()
         self._open = ExitStack()
         self._run: int | None = None
-        self._complained = False
+        self._complained, self._level = False, logging.WARNING if warns else logging.INFO
 
     @property
     def silent_s(self) -> float:
@@ -81,7 +84,7 @@ class Life:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         _notify("STOPPING=1")
         self._open.close()
-        outcome = "done" if e is None else f"{type(e).__name__}: {e}"[:500]
+        outcome = "done" if e is None else _told(e)
         try:
             if self._run is not None:
                 self._catalog.end_run(self._run, outcome)
@@ -100,7 +103,7 @@ class Life:
     def _complain(self, error: StoreError | None) -> None:
         """Say it once: what matters fails by itself."""
         if error is not None and not self._complained:
-            log.warning("no sign of life can be written, so `status` is out of date: %s", error)
+            log.log(self._level, "no sign of life can be written, so `status` is out of date: %s", error)
         self._complained = error is not None
 
     def beat(self, state: str, numbers: Callable[[], Numbers], *, now: bool = False) -> None:
@@ -138,6 +141,10 @@ class Life:
             before = self.numbers.get("frames") or 0
             assert isinstance(before, int)
             said.setdefault("frames_s", (frames - before) / max(1e-6, self._moved - self._written))
+
+
+def _told(e: BaseException) -> str:
+    return "Ctrl-C, twice" if isinstance(e, KeyboardInterrupt) else f"{type(e).__name__}: {e}"[:500]
 
 
 def _brief(numbers: Numbers) -> str:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """How training stands.
+    """How training stands. NaN (None of `groups`) is what is not known: nothing was measured since the start.
 
     Attributes:
         state: `training`, `idle` (further steps on the buffer), `waiting` (for frames), `publishing`.
@@ -59,7 +59,7 @@ class TrainProgress:
     committed: int
     buffered: int
     capacity: int
-    groups: int
+    groups: int | None
     feature_std: float
     effective_rank: float
     lr: float

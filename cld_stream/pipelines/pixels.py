@@ -208,6 +208,8 @@ class FreshFrames:
                 since = time.monotonic()
             elif committed == before or time.monotonic() - since > self._hold_s:
                 break
+        first = self._store.catalog.first_from(self._feed.cursor)
+        self._feed.skip_to(committed if first is None else min(first, committed))
         batch = self._read(self._feed.take(self._size, committed))
         while not self._closed.is_set():
             try:
@@ -221,6 +223,7 @@ class FreshFrames:
         rows = self._store.catalog.rows(ids)
         present &= np.isin(ids, rows.ids)
         kept = np.isin(rows.ids, ids[present])
+        self._feed.fed -= int((~present).sum())
         fresh, aspect = torch.from_numpy(pixels[present]), _aspects(self._store, rows.aspect[kept])
         return FreshBatch(ids[present], fresh, aspect, origin_of(self._store, rows)[kept], replace(self._feed))
 

@@ -19,7 +19,7 @@ from cld_stream.pipelines.status import Status, status
 if TYPE_CHECKING:
     from cld_stream.pipelines.life import Life
 
-__all__ = ["INGEST", "STORE", "TRAIN", "Shown", "serve"]
+__all__ = ["INGEST", "STORE", "TRAIN", "Shown", "families", "serve"]
 
 _SLOW_CLIENT_S = 10
 
@@ -97,16 +97,17 @@ class _Numbers(Collector):
         state = GaugeMetricFamily("cld_stream_state", "1 for what it is doing.", labels=["verb", "state"])
         state.add_metric([life.kind, life.state], 1.0)
         yield state
-        yield from _families(TRAIN if life.kind == "train" else INGEST, life.numbers)
+        yield from families(TRAIN if life.kind == "train" else INGEST, life.numbers)
         try:
             now = status(life.store_path)
         except CldError:
             return
-        yield from _families(STORE, vars(now))
+        yield from families(STORE, vars(now))
         yield _sources(now)
 
 
-def _families(shown: Iterable[Shown], numbers: dict[str, Any]) -> Iterator[Metric]:
+def families(shown: Iterable[Shown], numbers: dict[str, Any]) -> Iterator[Metric]:
+    """As metrics; what is not known is none."""
     for one in shown:
         value = numbers.get(one.key)
         if value is not None:

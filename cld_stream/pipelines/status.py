@@ -117,7 +117,7 @@ class Status:
             ("trained", self._trained_line()),
             ("snapshot", self._snapshot_line()),
             ("guard", self._guard_line()),
-            ("disk free", f"{self.disk_free / 1e9:,.1f} GB{full}"),
+            ("disk free", f"{_room(self.disk_free)}{full}"),
         ]
         out += [(process.kind, process.line()) for process in self.processes]
         return out if self.processes else [*out, ("at work", "nobody")]
@@ -171,7 +171,7 @@ def status(path: Path) -> Status:
             covered=covered,
             processes=processes,
             trained=trained,
-            lag=_lag(path, totals, trained),
+            lag=_lag(store, trained),
             disk_free=free,
             full_in_s=_full_in_s(processes, totals, free),
         )
@@ -220,10 +220,10 @@ def _same(holder: dict[str, Any], run: Run) -> bool:
     return (holder.get("pid"), holder.get("host")) == (run.pid, run.host)
 
 
-def _lag(path: Path, totals: Totals, trained: dict[str, Any]) -> int | None:
+def _lag(store: Store, trained: dict[str, Any]) -> int | None:
     if "fed_to" in trained:
-        return max(0, totals.next_id - int(trained["fed_to"]))
-    return None if list_checkpoints(path) else totals.next_id
+        return store.catalog.live_from(int(trained["fed_to"]))
+    return None if list_checkpoints(store.path) else store.catalog.frame_count()
 
 
 def _full_in_s(processes: list[Process], totals: Totals, free: int) -> float | None:
@@ -252,6 +252,10 @@ def _health(path: Path) -> str:
         return "sound" if snapshot.segments else "DAMAGED: its features are gone"
     except (CldError, OSError) as e:
         return f"DAMAGED: {e}"
+
+
+def _room(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 50_000_000 else f"{size / 1e6:,.1f} MB"
 
 
 def _ago(utc: float | None) -> str:

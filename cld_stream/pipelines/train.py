@@ -97,7 +97,7 @@ def train(
             step=learner.clock,
             fed=feed.fed,
             thinned=feed.thinned,
-            lag=feed.lag(reader.refresh()),
+            lag=store.catalog.live_from(feed.cursor),
             snapshot=keeper.snapshot,
             seconds=time.monotonic() - began,
         )
@@ -275,7 +275,7 @@ class _Trainer:
                     pixels = self._cache.batch(plan.wanted, plan.wanted_slots, batch.pixels, batch.aspect)
                 return plan, *pixels
             except GoneError as gone:
-                self._drop(gone.ids)
+                self._drop(gone.ids, "gone or damaged")
 
     def _committed(self) -> int:
         """Ids handed out. Notices when frames were forgotten."""
@@ -290,9 +290,9 @@ class _Trainer:
         """Drop buffered frames that are not in the store any more."""
         ids = self._learner.buffer.ids
         held = ids[ids >= 0]
-        self._drop(np.setdiff1d(held, self._store.catalog.rows(held).ids))
+        self._drop(np.setdiff1d(held, self._store.catalog.rows(held).ids), "gone")
 
-    def _drop(self, ids: Ids) -> None:
+    def _drop(self, ids: Ids, why: str) -> None:
         if len(ids):
             self._cache.drop(self._learner.forget(ids))
-            log.info("%d buffered frames were forgotten", len(ids))
+            log.info("%d frames left the buffer: their pictures are %s", len(ids), why)

@@ -1,5 +1,6 @@
 """A slice of a store: short training runs on most of it, label-free questions about the rest."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cld_stream.config import AugmentSettings, Settings
-from cld_stream.errors import UsageError
+from cld_stream.errors import CorruptError, UsageError
 from cld_stream.learn.augment import RandomViews, central_view
 from cld_stream.learn.buffer import Origin
 from cld_stream.learn.encoder import Encoder
@@ -20,6 +21,8 @@ from cld_stream.pipelines.restore import fresh_learner
 from cld_stream.storage.store import Store
 
 __all__ = ["Answers", "Slice", "measure", "take_slice", "train_on"]
+
+log = logging.getLogger(__name__)
 
 # Shape suffixes: N frames of the slice, Q questions, S side of a stored frame, D features.
 
@@ -85,17 +88,17 @@ def take_slice(store: Store, frames: int, device: str) -> Slice:
         UsageError: the store holds too few frames.
     """
     live = store.catalog.live_ids()
-    if len(live) < _LEAST:
-        raise UsageError(f"{store.path}: tuning needs at least {_LEAST} frames, there are {len(live)}. Ingest more.")
+    _require_enough(store, len(live))
     blocks = len(live) // BLOCK
     wanted = min(blocks, max(_LEAST, frames) // BLOCK)
     starts = np.linspace(0, blocks - 1, wanted).round().astype(np.int64) * BLOCK
     at = (starts[:, None] + np.arange(BLOCK)).ravel()
     block = np.repeat(np.arange(wanted), BLOCK)
-    with store.reader() as reader:
+    with store.reader(on_damage=_left_out) as reader:
         pixels, present = reader.read(live[at])
     rows = store.catalog.rows(live[at])
     present &= np.isin(live[at], rows.ids)  # frames may be forgotten meanwhile
+    _require_enough(store, int(present.sum()))
     kept = np.isin(rows.ids, live[at][present])
     block, source = block[present], rows.source[kept]
     run = np.cumsum(np.r_[False, (np.diff(block) != 0) | (np.diff(source) != 0)])
@@ -103,6 +106,15 @@ def take_slice(store: Store, frames: int, device: str) -> Slice:
     pixels_N, aspect_N = (torch.from_numpy(a).to(device) for a in (pixels[present], aspect))
     origin = origin_of(store, rows)[kept]
     return Slice(live[at][present], pixels_N, aspect_N, run, block % ASKED == ASKED - 1, origin)
+
+
+def _require_enough(store: Store, frames: int) -> None:
+    if frames < _LEAST:
+        raise UsageError(f"{store.path}: tuning needs at least {_LEAST} frames, there are {frames}. Ingest more.")
+
+
+def _left_out(error: CorruptError) -> None:
+    log.error("damaged frames are left out: %s", error)
 
 
 def train_on(

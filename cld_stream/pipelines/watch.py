@@ -114,7 +114,8 @@ class _Watch:
         for top in tops:
             if not Path(top).is_dir() and not self._folders.knows(top):
                 raise _no_folder(top)
-        self._life = opened.enter_context(Life(store, "ingest", settings.ops, [masked(arg) for arg in sys.argv]))
+        argv = [masked(arg) for arg in sys.argv]
+        self._life = opened.enter_context(Life(store, "ingest", settings.ops, argv, warns=False))
         self._retention = Retention(store, self._writer, chosen)
         self._cameras = opened.enter_context(Cameras(urls, store, self._writer, chosen, self._say_camera))
 

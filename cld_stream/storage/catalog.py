@@ -88,6 +88,21 @@ class Catalog(Published):
         """Live frames."""
         return self._state("frames")
 
+    def live_from(self, start: int) -> int:
+        """Live frames with this id or a later one; counted only where frames are gone."""
+        with self.reading() as tx:
+            now = tx.execute(select(schema.state)).mappings().one()
+            if start >= now["next_id"] or now["frames"] == now["next_id"]:
+                return max(0, int(now["next_id"]) - start)
+            query = select(func.count()).select_from(schema.frames).where(schema.frames.c.id >= start)
+            return int(tx.execute(query).scalar_one())
+
+    def first_from(self, start: int) -> int | None:
+        """The first live id that is not below `start`; None where there is none."""
+        with self.reading() as tx:
+            first = tx.execute(select(func.min(schema.frames.c.id)).where(schema.frames.c.id >= start)).scalar_one()
+        return None if first is None else int(first)
+
     def next_id(self) -> int:
         """Ids handed out so far: every frame id is below this."""
         return self._state("next_id")

@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 
 from cld_stream.errors import CldError, CorruptError
-from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint
+from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint, none_whole
 from cld_stream.storage.header import Header
 from cld_stream.storage.schema import Frames
 from cld_stream.storage.shards import LocalShards, read_array_state, read_element, read_index
@@ -16,6 +16,8 @@ from cld_stream.storage.snapshots import SPACES, Snapshot, snapshots_folder
 from cld_stream.storage.store import Store
 
 __all__ = ["Finding", "check"]
+
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,9 @@ def _check_shard(store: Store, shard: int) -> Iterator[Finding]:
         index = read_index(files, shard, size)
         for id_ in live.ids.tolist():
             if not _is_picture(read_element(files, shard, index, id_ % size), store.header):
-                yield Finding(where, f"frame {id_} is no {store.header.size}-pixel picture")
+                raise CorruptError(f"frame {id_} is no {store.header.size}-pixel picture.")
     except CorruptError as e:
-        yield Finding(where, str(e))
+        yield Finding(where, f"{e} {_sources_of(store, live)}")
     try:
         kept = read_sidecar(sidecar_path(store.path, shard)).frames
         if not all(
@@ -75,6 +77,16 @@ def _check_shard(store: Store, shard: int) -> Iterator[Finding]:
             yield Finding(f"sidecars/{shard}.npz", "its rows differ from the catalog's")
     except CorruptError as e:
         yield Finding(f"sidecars/{shard}.npz", str(e))
+
+
+def _sources_of(store: Store, rows: Frames) -> str:
+    ids = np.unique(rows.source)
+    named = [f"{row.id} {row.path}" for row in store.catalog.sources(id=ids[:_NAMED].tolist())]
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1) if len(ids) > _NAMED else []
+    numbers = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"It holds frames of {', '.join(named) or 'no source'}" + (
+        f" and others; all by id: {numbers}." if runs else "."
+    )
 
 
 def _is_picture(jpeg: bytes, header: Header) -> bool:
@@ -90,11 +102,15 @@ def _some(ids: list[int]) -> str:
 
 
 def _check_checkpoints(store: Store) -> Iterator[Finding]:
-    for step in list_checkpoints(store.path):
+    steps, damaged = list_checkpoints(store.path), dict[int, CldError]()
+    for step in steps:
         try:
             load_checkpoint(store.path, step)
         except CldError as e:
-            yield Finding(f"checkpoints/{step:012d}", f"{e} Training goes on from another one.")
+            damaged[step] = e
+    then = none_whole(store.path) if len(damaged) == len(steps) else "Training goes on from another one."
+    for step, why in damaged.items():
+        yield Finding(f"checkpoints/{step:012d}", f"{why} {then}")
 
 
 def _check_snapshots(store: Store) -> Iterator[Finding]:

@@ -132,7 +132,13 @@ def load_checkpoint(store_path: Path, step: int | None = None) -> Checkpoint:
             continue
         warning = f"{' '.join(damage)} Going on from step {number}." if damage else ""
         return Checkpoint(number, tensors, meta, warning)
-    raise CorruptError(" ".join(damage))
+    raise CorruptError(" ".join([*damage, *([none_whole(store_path)] if step is None else [])]))
+
+
+def none_whole(store_path: Path) -> str:
+    """What to do when every checkpoint is damaged."""
+    folder = _folder(store_path)
+    return f"None is whole. To train anew on the same frames, move them away: mv {folder} {folder}.damaged"
 
 
 def list_checkpoints(store_path: Path) -> list[int]:

@@ -273,10 +273,15 @@ def read_array_state(root: Path) -> ArrayState:
         meta = json.loads((root / "zarr.json").read_bytes())
         return ArrayState(int(meta["shape"][0]), int(meta["attributes"]["cld_stream"]["generation"]))
     except (OSError, ValueError, LookupError, TypeError) as e:
-        raise _damaged(root / "zarr.json", f"{type(e).__name__}: {e}") from None
+        raise CorruptError(
+            f"{root / 'zarr.json'}: {type(e).__name__}: {e}. It is read around; the next `ingest` makes it anew."
+        ) from None
 
 
-_REMEDY = "Its disk may be failing: restore the file from a backup, or forget its sources and ingest again."
+_REMEDY = (
+    "Its disk may be failing: restore the file from a backup, or `forget` its sources (`cld-stream doctor` names them) "
+    "and ingest them again."
+)
 
 
 def _damaged(path: Path, why: str) -> CorruptError:

@@ -1,6 +1,7 @@
 """Changed bytes, a catalog that others keep, a clock that jumps back."""
 
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -11,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cld_stream
 from cld_stream.config import PublishSettings, load_settings
-from cld_stream.errors import CldError, CorruptError, StoreBusyError
+from cld_stream.errors import CldError, CorruptError, StoreBusyError, UsageError
 from cld_stream.pipelines import patience
 from cld_stream.pipelines.doctor import doctor
+from cld_stream.pipelines.evaluate import evaluate
 from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.publish import publish
 from cld_stream.pipelines.query import query
 from cld_stream.pipelines.train import train
+from cld_stream.pipelines.tune_slice import take_slice
 from cld_stream.storage import database
 from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint
 from cld_stream.storage.store import Store
@@ -47,6 +51,7 @@ def test_a_damaged_shard_is_named_and_all_else_goes_on(
     path, whole = made.store.path, at > 0.9
     flip(path / "frames" / "c" / "0", at)
     assert "frames/c/0" in broken(path)
+    assert "It holds frames of 1 /media/day0/clip0.mp4, 2 /media/day1/clip1.mp4." in broken(path)
     with made.store.reader(1) as reader:
         with pytest.raises(CorruptError):
             reader.read(range(16))
@@ -72,6 +77,69 @@ def test_training_passes_damaged_frames_over_and_says_so(tmp_path: Path, caplog:
     report = train(tmp_path, settings, until_caught_up=True)
     assert (report.lag, report.steps > 0) == (0, True)
     assert len([r for r in caplog.records if "damaged frames are passed over" in r.message]) == 1
+
+
+def test_the_many_sources_of_a_damaged_shard_are_named_by_id(tmp_path: Path) -> None:
+    settings = load_settings(overrides=[*SMALL, "store.shard_frames=16"])
+    for _ in range(8):
+        source = grow(tmp_path, 2, settings)
+    forget(tmp_path, "3")
+    for _ in range(2):
+        source = grow(tmp_path, 1, settings)
+    flip(tmp_path / "frames" / "c" / "0", 0.999)
+    assert source == 10
+    assert "frames of 1 /v0, 2 /v2, 4 /v6, 5 /v8, 6 /v10 and others; all by id: 1-2, 4-8." in broken(tmp_path)
+
+
+def test_a_shard_that_is_damaged_after_a_snapshot_stops_no_publication(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lenient = ("guard.warn=0.03", "guard.hold=0.02", "guard.rollback=0.01")  # noise is hard to tell apart
+    settings = load_settings(overrides=[*SMALL, *lenient, "store.shard_frames=16"])
+    grow(tmp_path, 60, settings)
+    first = train(tmp_path, settings, until_caught_up=True).snapshot
+    flip(tmp_path / "frames" / "c" / "1", 0.999)
+    grow(tmp_path, 20, settings)
+    second = train(tmp_path, settings, until_caught_up=True).snapshot
+    assert second != first
+    assert "failed" not in caplog.text
+    assert "left the buffer: their pictures are gone or damaged" in caplog.text
+    assert "forgotten" not in caplog.text
+    assert len([r for r in caplog.records if "frames/c/1" in r.message]) == 2, "one line of training, one of publishing"
+
+
+def test_a_damaged_shard_is_left_out_of_evaluation_and_said_in_one_line(made: Published) -> None:
+    whole = evaluate(made.store.path)
+    flip(made.store.path / "frames" / "c" / "0", 0.999)
+    flip(made.store.path / "frames" / "c" / "1", 0.999)
+    report = evaluate(made.store.path)
+    asked = {number.name: number.n for number in report.numbers}
+    assert asked == {number.name: number.n for number in whole.numbers} | {"alignment": 4}
+    (note,) = set(report.notes) - set(whole.notes)
+    assert "frames/c/" in note
+    assert note.endswith("And 1 more.")
+
+
+def test_a_damaged_shard_is_left_out_of_tuning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = load_settings(overrides=[*SMALL, "store.shard_frames=16"])
+    grow(tmp_path, 160, settings)
+    flip(tmp_path / "frames" / "c" / "1", 0.999)
+    with Store.open(tmp_path) as store:
+        assert take_slice(store, 160, "cpu").ids.tolist() == [n for n in range(160) if n // 16 != 1]
+        flip(tmp_path / "frames" / "c" / "2", 0.999)
+        flip(tmp_path / "frames" / "c" / "3", 0.999)
+        with pytest.raises(UsageError, match="at least 128 frames, there are 112"):
+            take_slice(store, 160, "cpu")
+    assert len([r for r in caplog.records if "damaged frames are left out" in r.message]) == 4
+
+
+def test_a_damaged_frame_is_an_error_from_python_and_the_others_are_given(made: Published) -> None:
+    flip(made.store.path / "frames" / "c" / "0", 0.999)
+    with cld_stream.open(made.store.path) as opened:
+        assert len(opened.frames[[20, 35]]) == 2
+        for read in (opened.frames.__getitem__, opened.frames.picture):
+            with pytest.raises(CorruptError, match="frames/c/0"):
+                read(3)
 
 
 def test_a_damaged_array_header_is_read_around_and_mended(made: Published) -> None:
@@ -147,6 +215,21 @@ def test_training_goes_on_from_the_last_whole_checkpoint_and_says_so(
     report = train(tmp_path, settings, steps=2)
     assert report.step == 5
     assert any("Going on from step 3" in r.message for r in caplog.records)
+
+
+def test_when_no_checkpoint_is_whole_it_is_said_how_to_train_anew(tmp_path: Path) -> None:
+    settings = load_settings(overrides=SMALL)
+    grow(tmp_path, 60, settings)
+    train(tmp_path, settings, steps=2)
+    for step in list_checkpoints(tmp_path):
+        flip(tmp_path / "checkpoints" / f"{step:012d}" / "state.safetensors")
+    with pytest.raises(CorruptError) as told:
+        train(tmp_path, settings, steps=1)
+    (command,) = re.findall(r"move them away: (mv .+)$", str(told.value))
+    assert command in broken(tmp_path)
+    subprocess.run(command, shell=True, check=True)
+    assert train(tmp_path, settings, steps=1).step == 1
+    assert not broken(tmp_path)
 
 
 def test_no_changed_page_of_a_catalog_is_a_traceback(made: Published) -> None:

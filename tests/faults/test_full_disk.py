@@ -195,6 +195,21 @@ def test_a_watch_waits_for_space_and_takes_everything_then(
     rows(store)
 
 
+def test_a_watch_that_starts_on_a_full_disk_says_so_once(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(patience, "_RETRY_S", 0.2)
+    small_store(disk.path / "store").close()
+    photograph(tmp_path / "media" / "a.png")
+    disk.fill()
+    with Watching(disk.path / "store", tmp_path / "media") as w:
+        w.until(lambda: [e for e in w.events if e.event == "store"])
+        disk.free()
+        w.until_taken("a.png")
+    assert [e.state for e in w.events if e.event == "store"] == ["waiting", "well"]
+    assert [r.message for r in caplog.records if r.levelname == "WARNING"] == []
+
+
 def test_an_ingest_on_a_full_disk_is_one_line_and_the_same_command_goes_on(disk: Disk, tmp_path: Path) -> None:
     for n in range(200):
         photograph(tmp_path / "media" / f"p{n}.png", seed=n)

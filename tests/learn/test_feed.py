@@ -31,6 +31,18 @@ def test_after_a_thinned_stretch_every_frame_is_fed_again() -> None:
     assert feed.take(10, 25).tolist() == [20, 21, 22, 23, 24]
 
 
+def test_ids_without_frames_are_no_backlog() -> None:
+    feed = Feed(max_lag=10)
+    feed.skip_to(990)
+    assert feed.take(20, 1000).tolist() == list(range(990, 1000))
+    assert (feed.fed, feed.thinned, feed.cursor) == (10, 0, 1000)
+    feed.skip_to(3)
+    assert feed.cursor == 1000
+    assert feed.take(2, 1020).tolist() == [1000, 1002]  # every second one of twenty
+    feed.skip_to(1015)
+    assert feed.take(9, 1020).tolist() == [1015, 1017, 1019]
+
+
 @given(
     max_lag=st.integers(1, 50),
     moves=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 20)), max_size=30),

@@ -21,6 +21,10 @@ from cld_stream.media.job import Chunk, Done, Event, Started
 from cld_stream.media.sandbox import MOST_FILES, scrubbed
 from cld_stream.media.sandbox_check import worker_abilities
 from cld_stream.media.sandbox_probe import Abilities
+from tests.media.refused import EPERM, KILL
+
+ROOT = Path(__file__).parents[2]
+LANDLOCK = {"landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446}
 
 
 def landlock_abi() -> int:
@@ -112,6 +116,28 @@ def test_a_worker_has_few_file_descriptors(file_worker: Abilities) -> None:
 def test_a_camera_is_called_over_the_network(camera_worker: Abilities) -> None:
     assert camera_worker.network
     assert camera_worker.datagrams
+
+
+def abilities_where_refused(action: int, numbers: list[int], camera: str = "") -> Abilities:
+    command = [sys.executable, "-m", "tests.media.refused", camera, str(action), *map(str, numbers)]
+    return Abilities(**json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout))
+
+
+@needs_landlock
+@pytest.mark.parametrize("camera", ["", "/dev/null"])
+def test_a_worker_lives_under_the_filter_of_its_service(camera: str) -> None:
+    """systemd 252 has landlock_* in none of the groups that a service is given, and kills by default."""
+    unit = (ROOT / "contrib" / "systemd" / "cld-stream-ingest.service").read_text()
+    (named,) = (line.split() for line in unit.splitlines() if line.startswith("SystemCallFilter="))
+    assert abilities_where_refused(KILL, [n for name, n in LANDLOCK.items() if name not in named], camera).descriptors
+    assert "SystemCallErrorNumber=EPERM" in unit
+
+
+@needs_landlock
+@needs_seccomp
+def test_a_worker_does_without_the_calls_that_are_refused() -> None:
+    able = abilities_where_refused(EPERM, list(LANDLOCK.values()))
+    assert (able.network, able.programs, able.processes) == (False, False, False)
 
 
 def test_of_an_environment_only_what_python_needs_is_kept() -> None:

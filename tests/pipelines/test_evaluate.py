@@ -18,7 +18,7 @@ from cld_stream.learn import probes
 from cld_stream.media.labelled import read_labelled
 from cld_stream.pipelines.embed import Embedder
 from cld_stream.pipelines.evaluate import EvalProgress, EvalReport, evaluate
-from cld_stream.pipelines.evaluate_frames import JudgedFrames
+from cld_stream.pipelines.evaluate_frames import JudgedFrames, Pixels
 from cld_stream.pipelines.evaluate_probes import LABELLED, PROBES, Problem, choose_probes
 from cld_stream.pipelines.evaluate_rounds import plan_rounds
 from cld_stream.pipelines.ingest import ingest
@@ -224,7 +224,7 @@ def test_the_keys_of_the_json_are_these(own: EvalReport) -> None:
 
 
 def _frames(labels: list[int], sequences: list[int]) -> JudgedFrames:
-    def no_pixels(at: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def no_pixels(at: NDArray[np.int64]) -> Pixels:
         raise AssertionError
 
     order = np.argsort(sequences, kind="stable")

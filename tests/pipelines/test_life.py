@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -84,6 +84,12 @@ def test_a_run_that_fails_says_how_it_ended(store: Store) -> None:
     assert "RuntimeError: out of patience" in str(process(store.path, "train")["line"])
 
 
+def test_a_run_that_is_broken_off_by_hand_says_so(store: Store) -> None:
+    with pytest.raises(KeyboardInterrupt), store.trainer_lock(), Life(store, "train", OpsSettings()):
+        raise KeyboardInterrupt
+    assert str(process(store.path, "train")["line"]).endswith(" ago: Ctrl-C, twice")
+
+
 def test_a_killed_run_is_told_by_its_free_lock_at_once_and_noted_by_the_next(store: Store) -> None:
     code = (
         "import sys; from pathlib import Path; from cld_stream.config import OpsSettings\n"
@@ -153,6 +159,11 @@ def test_asking_who_holds_a_lock_never_keeps_anyone_from_it(store: Store) -> Non
 
 def test_lag_of_a_store_that_was_never_trained_on_is_everything(store: Store) -> None:
     assert status(store.path).lag == store.catalog.next_id()
+
+
+@pytest.mark.parametrize(("free", "said"), [(123_456_789_012, "123.5 GB"), (49_999_999, "50.0 MB"), (0, "0.0 MB")])
+def test_little_space_is_told_in_megabytes(store: Store, free: int, said: str) -> None:
+    assert dict(replace(status(store.path), disk_free=free).lines())["disk free"] == said
 
 
 def test_time_to_full_follows_the_rate_of_ingest(store: Store) -> None:

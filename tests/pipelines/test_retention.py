@@ -19,6 +19,7 @@ from cld_stream.pipelines.ingest import ingest
 from cld_stream.pipelines.query import query
 from cld_stream.pipelines.restore import restore_learner
 from cld_stream.pipelines.retention import Retention
+from cld_stream.pipelines.status import status
 from cld_stream.pipelines.train import train
 from cld_stream.storage.check import check
 from cld_stream.storage.checkpoints import buffered_ids
@@ -52,6 +53,22 @@ def test_ingest_keeps_the_newest_and_does_not_take_the_oldest_in_again(tmp_path:
     again = ingest(tmp_path / "store", [str(tmp_path / "media")], limited(max_frames=20))
     assert (again.frames, again.dropped, again.notes) == (0, 0, [])
     assert again.counts == {"ADDED": 30}
+
+
+def test_frames_that_are_gone_are_neither_lag_nor_fed_nor_thinned(tmp_path: Path) -> None:
+    settings = load_settings(overrides=[*SMALL, "store.shard_frames=16", "train.max_lag=40"])
+    grow(tmp_path, 120, settings)
+    with Store.open(tmp_path) as store:
+        kept = 120 - keep(store, max_frames=40)
+        assert kept < 40
+        assert status(tmp_path).lag == kept
+        report = train(tmp_path, settings, steps=1)
+        assert (report.fed, report.thinned, report.lag) == (16, 0, kept - 16)
+        assert status(tmp_path).lag == status(tmp_path).trained["lag"] == kept - 16
+        with store.writer("test") as writer:
+            writer.drop(store.catalog.live_ids()[-5:])
+        report = train(tmp_path, settings, until_caught_up=True)
+    assert (report.fed, report.thinned, report.lag, status(tmp_path).lag) == (kept - 5, 0, 0, 0)
 
 
 def test_a_limit_in_bytes_holds(tmp_path: Path) -> None:

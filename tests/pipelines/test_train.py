@@ -16,7 +16,9 @@ from cld_stream.errors import GuardStopError, LockHeldError, UsageError
 from cld_stream.learn.buffer import Ids
 from cld_stream.learn.feed import Feed
 from cld_stream.pipelines.pixels import FreshFrames, GoneError, PixelCache
+from cld_stream.pipelines.probes import TRAIN, families
 from cld_stream.pipelines.restore import restore_learner
+from cld_stream.pipelines.status import status
 from cld_stream.pipelines.train import TrainProgress, train
 from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint, pinned_checkpoint
 from cld_stream.storage.schema import NewFrame, Outcome
@@ -89,6 +91,21 @@ def test_ten_steps_and_ten_in_a_new_process_are_twenty_bit_for_bit(tmp_path: Pat
     assert a.meta["learner"] == b.meta["learner"]
     assert a.meta["feed"] == b.meta["feed"]
     assert [m["loss"] for m in metrics(whole)] == [m["loss"] for m in metrics(parts)]
+
+
+def test_what_was_not_measured_yet_is_no_number(tmp_path: Path, settings: Settings) -> None:
+    rare = replace(settings, train=replace(settings.train, log_steps=1000, idle_steps=0))
+    measured = {"groups", "feature_std", "effective_rank"}
+    grow(tmp_path, 60, settings)
+    for missing in (measured, measured | {"loss", "instance", "cld", "lr"}):  # the second run takes no step
+        train(tmp_path, rare, until_caught_up=True)
+        now = status(tmp_path)
+        assert {name for name in missing if now.trained[name] is None} == missing
+        shown = {metric.name for metric in families(TRAIN, now.trained)}
+        assert {f"cld_stream_{one.name}" for one in TRAIN if one.key in missing} & shown == set()
+        assert (now.snapshot_info["feature_std"], now.snapshot_info["effective_rank"]) == (None, None)
+    train(tmp_path, settings, steps=1)
+    assert min(status(tmp_path).trained[name] for name in (*measured, "loss", "lr")) > 0
 
 
 def test_on_a_growing_store_no_frame_is_fed_twice_or_skipped(tmp_path: Path, settings: Settings) -> None:

@@ -1,0 +1,79 @@
+"""The systemd units, which neither give up nor start too early; the health of a container."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cld_stream.errors import GuardStopError, LockHeldError, StoreNotFoundError, UsageError
+from tests.pipelines.published import small_store
+from tests.pipelines.test_life import free_port
+
+UNITS = Path(__file__).parents[1] / "contrib" / "systemd"
+INGEST, TRAIN = (UNITS / f"cld-stream-{verb}.service" for verb in ("ingest", "train"))
+
+
+def said(unit: Path, key: str) -> list[str]:
+    """Every value of a key."""
+    lines = (line.split("=", 1) for line in unit.read_text().splitlines() if "=" in line and line[0] != "#")
+    return [value for name, value in lines if name == key]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+@pytest.mark.parametrize("unit", [INGEST, TRAIN])
+def test_systemd_finds_nothing_wrong_with_a_unit(unit: Path, tmp_path: Path) -> None:
+    copy = tmp_path / unit.name
+    copy.write_text(unit.read_text().replace("/opt/cld-stream/bin/cld-stream", sys.executable))
+    found = subprocess.run(["systemd-analyze", "verify", "--man=no", copy], capture_output=True, text=True)
+    assert [line for line in found.stderr.splitlines() if unit.name in line] == []
+    assert found.returncode == 0
+
+
+@pytest.mark.parametrize("unit", [INGEST, TRAIN])
+def test_a_service_is_started_again_for_ever_but_where_that_cannot_help(unit: Path) -> None:
+    assert said(unit, "StartLimitIntervalSec") == ["0"]
+    assert said(unit, "Restart") == ["on-failure"]
+    never = {int(code) for codes in said(unit, "RestartPreventExitStatus") for code in codes.split()}
+    assert never == {UsageError.exit_code, GuardStopError.exit_code}
+    assert LockHeldError.exit_code not in never
+
+
+def test_the_trainer_is_not_started_before_there_is_a_store(tmp_path: Path) -> None:
+    """A missing store ends it with a code after which it is not started again."""
+    assert str(StoreNotFoundError.exit_code) in said(TRAIN, "RestartPreventExitStatus")[0].split()
+    (wait,) = said(TRAIN, "ExecStartPre")
+    command = [word.replace("$$", "$") for word in shlex.split(wait)]
+    store = tmp_path / "a store"
+    with subprocess.Popen(command, env=os.environ | {"CLD_STREAM_STORE": str(store)}) as waiting:
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                waiting.wait(0.5)
+            store.mkdir()
+            (store / "store.json").touch()
+            assert waiting.wait(30) == 0
+        finally:
+            waiting.kill()
+
+
+@pytest.mark.parametrize("verb", [["ingest", "--watch", "."], ["train", "--device", "cpu"]])
+def test_a_container_that_watches_or_trains_is_healthy(verb: list[str], tmp_path: Path) -> None:
+    image = (UNITS.parents[1] / "Dockerfile").read_text().replace("9464", str(free_port()))
+    (check,) = re.findall(r"HEALTHCHECK.*\\\n\s*CMD (\[.*\])", image)
+    told = dict(pair.split("=", 1) for line in re.findall(r"^ENV (CLD_.*)$", image, re.M) for pair in line.split())
+    small_store(tmp_path / "store").close()
+    command = [sys.executable, "-m", "cld_stream", *verb, "--store", "store"]
+    environment = os.environ | told | {"PYTHONPATH": str(UNITS.parents[1])}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as child:
+        try:
+            until = time.monotonic() + 60
+            while subprocess.run([sys.executable, *json.loads(check)[1:]], stderr=subprocess.DEVNULL).returncode:
+                assert time.monotonic() < until, "it never became healthy"
+        finally:
+            child.kill()
