@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ from cld_stream.storage.snapshots import drop_features, named_ids, snapshot_rows
 from cld_stream.storage.store import Store
 
 __all__ = ["RebuildReport", "rebuild_catalog"]
+
+Row: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,17 +222,7 @@ def _replace_catalog(
     )
     sealed_as = {source.id: source for sidecar in sidecars for source in sidecar.sources}
     rows = [asdict(s) | {"since_shard": shards - (s == sealed_as.get(s.id))} for s in sources]
-    new = Catalog(aside)
-    with new.writing() as tx:
-        for table, records in (
-            (schema.sources, rows),
-            (schema.frames, _records(frames)),
-            (schema.tail, _tail(left, frames)),
-        ):
-            if records:
-                tx.execute(insert(table), records)
-        note_source_crcs(tx, [source.id for source in sources])
-    new.close()  # the last connection empties the log into the file
+    _fill(aside, rows, _records(frames), _tail(left, frames))
     write_array_state(path / "frames", ArrayState(shards * size, generation), size)
     for end in ("", "-wal", "-shm"):
         if (path / f"catalog.db{end}").exists():
@@ -238,13 +231,23 @@ def _replace_catalog(
     fsync_dir(path)
 
 
-def _records(frames: Frames) -> list[dict[str, int | float | None]]:
+def _fill(file: Path, sources: list[Row], frames: list[Row], tail: list[Row]) -> None:
+    new = Catalog(file)
+    with new.writing() as tx:
+        for table, rows in ((schema.sources, sources), (schema.frames, frames), (schema.tail, tail)):
+            if rows:
+                tx.execute(insert(table), rows)
+        note_source_crcs(tx, [row["id"] for row in sources])
+    new.close()  # the last connection empties the log into the file
+
+
+def _records(frames: Frames) -> list[Row]:
     columns = {"id" if name == "ids" else name: getattr(frames, name).tolist() for name in Frames.__slots__}
     columns["wall_utc"] = [None if t != t else t for t in columns["wall_utc"]]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _tail(left: Salvage, frames: Frames) -> list[dict[str, int | bytes]]:
+def _tail(left: Salvage, frames: Frames) -> list[Row]:
     """The pictures of those frames that are in no shard."""
     kept = [(left.frames[id_], left.jpegs[id_]) for id_ in frames.ids.tolist() if id_ in left.frames]
     return [{"id": row["id"], "jpeg": jpeg, "crc": frame_crc(row, jpeg)} for row, jpeg in kept]
