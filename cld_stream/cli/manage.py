@@ -50,7 +50,7 @@ def forget(
 def doctor(
     store: StoreOption = DEFAULT_STORE,
     rebuild_catalog: Annotated[
-        bool, typer.Option("--rebuild-catalog", help="Make the catalog anew from the sealed shards.")
+        bool, typer.Option("--rebuild-catalog", help="Make a damaged catalog anew from what can be read.")
     ] = False,
     json: JsonOption = False,
 ) -> None:

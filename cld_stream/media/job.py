@@ -26,7 +26,8 @@ class Job:
 
     Attributes:
         key: the caller's own number for it.
-        kind: what to read; `probe` reads nothing and tells what the worker may do (see `sandbox_probe`).
+        kind: what to read; `still` is the first page of a picture alone, `probe` reads nothing and tells what the
+            worker may do (see `sandbox_probe`).
         path: the file; of a sequence, its folder or table.
         members: the pictures of a sequence, in order.
         cursor: where an earlier run stopped (the cursor of its last `Chunk`); None = the start.
@@ -40,7 +41,7 @@ class Job:
     """
 
     key: int
-    kind: Literal["video", "photo", "sequence", "camera", "probe"]
+    kind: Literal["video", "photo", "still", "sequence", "camera", "probe"]
     path: Path
     members: tuple[Member, ...] = ()
     cursor: str | None = None

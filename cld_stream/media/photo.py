@@ -42,7 +42,8 @@ def read_photo(job: Job) -> Iterator[Event]:
     """
     try:
         with open_picture(job.path, job.max_pixels) as picture:
-            animated = picture.format in _ANIMATED and getattr(picture, "is_animated", False)
+            moving = job.kind == "photo" and picture.format in _ANIMATED
+            animated = moving and getattr(picture, "is_animated", False)
         yield Started(READER)
         if animated:
             yield from _read_animation(job)

@@ -77,7 +77,7 @@ def _read(job: Job, beat: Callable[[], None]) -> Iterator[Event]:
         from cld_stream.media.video import read_video
 
         return read_video(job, beat)
-    if job.kind == "photo":
+    if job.kind in ("photo", "still"):
         from cld_stream.media.photo import read_photo
 
         return read_photo(job)

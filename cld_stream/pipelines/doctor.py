@@ -46,7 +46,7 @@ def doctor(store: Path, *, rebuild_catalog: bool = False) -> Doctor:
 
     Args:
         store: where the store should be.
-        rebuild_catalog: first make the catalog anew from the sealed shards.
+        rebuild_catalog: first make the catalog anew from the shards and what can be read of the damaged one.
 
     Raises:
         StoreNotFoundError: a rebuild was asked for and there is no store.
@@ -59,7 +59,8 @@ def doctor(store: Path, *, rebuild_catalog: bool = False) -> Doctor:
     if rebuild_catalog:
         from cld_stream.storage.rebuild import rebuild_catalog as rebuild
 
-        checks.append(Check("rebuild", "ok", str(rebuild(store))))
+        report = rebuild(store)
+        checks.append(Check("rebuild", "ok" if report.whole else "note", str(report)))
     checks += _store(store)
     return Doctor(checks)
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,10 @@ from cld_stream.pipelines.snapshots import with_snapshot
 from cld_stream.pipelines.sources import find_source
 from cld_stream.storage.snapshots import SPACES, Snapshot
 from cld_stream.storage.store import Store
+
+if TYPE_CHECKING:
+    from cld_stream.media.frames import MediaFrame
+    from cld_stream.storage.header import Header
 
 __all__ = ["Answer", "Question", "ask", "query", "read_picture", "stored_feature"]
 
@@ -178,7 +182,7 @@ def stored_feature(store: Store, searcher: Searcher, frame: int) -> tuple[Questi
 
 
 def read_picture(store: Store, path: Path) -> tuple[Question, NDArray[np.uint8]]:
-    """A picture file, made into a frame exactly as ingest would.
+    """A picture file, made into a frame exactly as ingest would, by a worker process that ends with it.
 
     Returns:
         The question, and S x S x 3 pixels.
@@ -188,30 +192,38 @@ def read_picture(store: Store, path: Path) -> tuple[Question, NDArray[np.uint8]]
     """
     import simplejpeg
 
-    from cld_stream.config import IngestSettings
-    from cld_stream.media.job import Job
-    from cld_stream.media.photo import read_still
-    from cld_stream.media.reasons import picture_reason
-
     if not path.exists():
         raise UsageError(f"{path}: there is no such file. Give a picture, or ask by --frame, --source or --vector.")
     if path.is_dir():
         raise UsageError(f"{path}: this is a folder. Give one picture.")
     if not path.is_file():
         raise UsageError(f"{path}: this is not a file. Give a picture file.")
-    header = store.header
-    job = Job(
-        key=0, kind="photo", path=path, size=header.size, fit=header.fit, quality=header.jpeg_quality,
-        max_pixels=IngestSettings().max_pixels,
-    )  # fmt: skip
-    try:
-        frame = read_still(job).frame
-    except Exception as e:  # noqa: BLE001 - hostile bytes make Pillow raise anything
-        raise UsageError(
-            f"{path}: not a picture that can be read ({picture_reason(path, e)}). "
-            "Ask by --source FILE --at SECONDS for a moment of a video that was ingested."
-        ) from None
+    frame = _decoded(store.header, path)
     return Question(path.name, frame.jpeg, frame.aspect), simplejpeg.decode_jpeg(frame.jpeg, "RGB")
+
+
+def _decoded(header: "Header", path: Path) -> "MediaFrame":
+    """The first page of a picture; its bytes are not trusted, and only a confined worker looks at them."""
+    from cld_stream.config import IngestSettings
+    from cld_stream.media.job import Chunk, Done, Job
+    from cld_stream.media.pool import DecodePool
+
+    settings, reason = IngestSettings(), ""
+    job = Job(
+        key=0, kind="still", path=path, size=header.size, fit=header.fit, quality=header.jpeg_quality,
+        max_pixels=settings.max_pixels,
+    )  # fmt: skip
+    with DecodePool(1, settings) as pool:
+        for _, event in pool.run([job]):
+            if isinstance(event, Chunk):
+                return event.frames[0]
+            if isinstance(event, Done):
+                too_large = f"it has more than {settings.max_pixels:,} pixels"
+                reason = too_large if event.outcome == "SKIPPED" else event.reason
+    raise UsageError(
+        f"{path}: not a picture that can be read ({reason}). "
+        "Ask by --source FILE --at SECONDS for a moment of a video that was ingested."
+    )
 
 
 def read_vector(path: Path) -> NDArray[Any]:

@@ -1,11 +1,11 @@
 """The truth about what exists, read side: sources, frames, the tail. The writer is in `writer.py`."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sqlalchemy import ColumnElement, RowMapping, Select, func, inspect, select
+from sqlalchemy import ColumnElement, Select, func, inspect, select
 
 from cld_stream.errors import StoreNotFoundError
 from cld_stream.storage import schema
@@ -29,7 +29,7 @@ class Catalog(Published):
 
         A value of None asks for null; a list or tuple for any of its members.
         """
-        query = select(schema.sources).order_by(schema.sources.c.id)
+        query = select(*schema.SOURCE_COLUMNS).order_by(schema.sources.c.id)
         for name, value in where.items():
             column = schema.sources.c[name]
             many = isinstance(value, list | tuple)
@@ -239,7 +239,7 @@ class Catalog(Published):
             return columns(rows)
 
 
-def source_row(row: RowMapping) -> SourceRow:
+def source_row(row: Mapping[Any, Any]) -> SourceRow:
     """A row of the table `sources` as a record."""
     values = {name: row[name] for name in SourceRow.__slots__}
     values["outcome"] = None if row["outcome"] is None else Outcome(row["outcome"])

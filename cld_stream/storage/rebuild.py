@@ -1,9 +1,9 @@
-"""Make a catalog anew from shards and sidecars (`SPEC.md` section 8)."""
+"""Make a catalog anew from shards, sidecars and what the damaged one still holds (`SPEC.md` section 8)."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,13 @@ from sqlalchemy import insert
 
 from cld_stream.errors import CorruptError, StoreError
 from cld_stream.storage import schema
-from cld_stream.storage.catalog import Catalog
+from cld_stream.storage.catalog import Catalog, columns
 from cld_stream.storage.check import Finding
 from cld_stream.storage.durable import fsync_dir, temporary
 from cld_stream.storage.header import Header, read_header
 from cld_stream.storage.lock import FileLock
+from cld_stream.storage.rowcheck import frame_crc, note_source_crcs
+from cld_stream.storage.salvage import Salvage, salvage
 from cld_stream.storage.schema import Frames, Outcome, SourceRow
 from cld_stream.storage.shards import (
     ArrayState,
@@ -30,6 +32,8 @@ from cld_stream.storage.store import Store
 
 __all__ = ["RebuildReport", "rebuild_catalog"]
 
+Row: TypeAlias = dict[str, Any]
+
 
 @dataclass(frozen=True, slots=True)
 class RebuildReport:
@@ -37,6 +41,8 @@ class RebuildReport:
 
     Attributes:
         shards, sources, frames, snapshots: how many were found again.
+        salvaged: frames among them that were in the damaged catalog alone.
+        lost: frames that were not found again; None = nobody knows.
         partial: sources that lost frames with the old catalog, or were being read.
         problems: shards and sidecars that could not be used.
     """
@@ -45,19 +51,30 @@ class RebuildReport:
     sources: int
     frames: int
     snapshots: int
+    salvaged: int
+    lost: int | None
     partial: int
     problems: tuple[Finding, ...]
 
+    @property
+    def whole(self) -> bool:
+        """Whether everything was found again."""
+        return self.lost == 0 and not self.problems
+
     def __str__(self) -> str:
+        lost = "how many are lost is not known" if self.lost is None else f"{self.lost:,} are lost"
         text = (
-            f"{self.frames:,} frames of {self.sources:,} sources from {self.shards:,} shards, "
+            f"{self.frames:,} frames of {self.sources:,} sources: {self.frames - self.salvaged:,} from {self.shards:,} "
+            f"shards, {self.salvaged:,} salvaged from the old catalog; {lost}; "
             f"{self.snapshots} snapshots; {self.partial} sources are now PARTIAL"
         )
         return "; ".join([text, *map(str, self.problems)])
 
 
 def rebuild_catalog(path: Path) -> RebuildReport:
-    """Make `catalog.db` anew from the shards and their sidecars; a damaged one is kept as `catalog.db.old`.
+    """Make `catalog.db` anew from the shards, their sidecars and what can be read of the damaged one.
+
+    That is kept as `catalog.db.old`.
 
     Raises:
         StoreError: the catalog is in order; rebuilding would lose the frames that are only there.
@@ -65,21 +82,33 @@ def rebuild_catalog(path: Path) -> RebuildReport:
     """
     header = read_header(path)
     with FileLock(path / "writer.lock", "writer"), FileLock(path / "trainer.lock", "trainer"):
-        _refuse_if_healthy(path / "catalog.db")
         files, problems = LocalShards(path / "frames"), list[Finding]()
         sidecars = list(_sidecars(path, header, problems))
+        sealed = header.shard_frames * (1 + max((sidecar.shard for sidecar in sidecars), default=-1))
+        left = salvage(path / "catalog.db", sealed)  # first, for SQLite may empty a damaged log when it looks
+        _refuse_if_healthy(path / "catalog.db")
         live = [_live(files, sidecar, header, problems) for sidecar in sidecars]
-        frames = Frames(*(_joined(live, name) for name in Frames.__slots__))
-        sources, changed = _sources(sidecars, frames)
+        live.append(columns([tuple(left.frames[id_].values()) for id_ in sorted(left.frames)]))
+        frames = Frames(*(np.concatenate([getattr(part, name) for part in live]) for name in Frames.__slots__))
+        sources, changed = _sources(sidecars, left, frames)
         frames = _keep(frames, np.isin(frames.source, [source.id for source in sources]))
         snapshots = snapshot_rows(path)
-        _replace_catalog(path, header, sidecars, sources, changed, frames)
+        _replace_catalog(path, header, sidecars, left, sources, frames)
         catalog = Catalog(path / "catalog.db")
         for row in snapshots:
             catalog.add_snapshot(row)
         catalog.close()
         _drop_unknown(path, problems)
-    return RebuildReport(len(sidecars), len(sources), len(frames), len(snapshots), len(changed), tuple(problems))
+    return RebuildReport(
+        shards=len(sidecars),
+        sources=len(sources),
+        frames=len(frames),
+        snapshots=len(snapshots),
+        salvaged=int((frames.ids >= sealed).sum()),
+        lost=left.lost(len(frames)),
+        partial=len(changed),
+        problems=tuple(problems),
+    )
 
 
 def _drop_unknown(path: Path, problems: list[Finding]) -> None:
@@ -133,36 +162,32 @@ def _live(files: LocalShards, sidecar: Sidecar, header: Header, problems: list[F
     return _keep(sidecar.frames, full[sidecar.frames.ids % header.shard_frames])
 
 
-def _joined(parts: list[Frames], name: str) -> Any:
-    types = {"ids": np.int64, "source": np.int64, "shot": np.int32, "aspect": np.float32}
-    columns = [getattr(part, name) for part in parts]
-    return np.concatenate(columns) if columns else np.zeros(0, types.get(name, np.float64))
-
-
 def _keep(frames: Frames, mask: NDArray[np.bool_]) -> Frames:
     return Frames(*(getattr(frames, name)[mask] for name in Frames.__slots__))
 
 
-def _sources(sidecars: list[Sidecar], frames: Frames) -> tuple[list[SourceRow], set[int]]:
+def _sources(sidecars: list[Sidecar], left: Salvage, frames: Frames) -> tuple[list[SourceRow], set[int]]:
     """The sources as last mentioned, corrected for lost frames, and which ones were changed by that.
 
     Sources of which nothing is left are dropped, with their duplicates, so that ingest takes them up again.
     """
-    known = {source.id: source for sidecar in sidecars for source in sidecar.sources}
+    known = {source.id: source for sidecar in sidecars for source in sidecar.sources} | left.sources
     ids, counts = np.unique(frames.source, return_counts=True)
     count = dict(zip(ids.tolist(), counts.tolist(), strict=True))
     changed: set[int] = set()
     for id_, source in list(known.items()):
         has = count.get(id_, 0)
-        if has == 0 and (source.outcome is None or source.frames > 0):
+        if has == source.frames and (source.outcome is not None or id_ in left.sources):
+            continue
+        if has == 0:
             del known[id_]
-        elif has != source.frames or source.outcome is None:
-            reason = (
-                f"the catalog was rebuilt; {max(0, source.frames - has)} known frames and what "
-                "followed are lost: forget this source and ingest it again"
-            )
-            known[id_] = replace(source, frames=has, outcome=Outcome.PARTIAL, reason=reason, cursor=None)
-            changed.add(id_)
+            continue
+        reason = (
+            f"the catalog was rebuilt; {max(0, source.frames - has)} known frames and what "
+            "followed are lost: forget this source and ingest it again"
+        )
+        known[id_] = replace(source, frames=has, outcome=Outcome.PARTIAL, reason=reason, cursor=None)
+        changed.add(id_)
     while dangling := [s.id for s in known.values() if s.same_as and s.same_as not in known]:
         for id_ in dangling:
             del known[id_]
@@ -173,13 +198,13 @@ def _replace_catalog(
     path: Path,
     header: Header,
     sidecars: list[Sidecar],
+    left: Salvage,
     sources: list[SourceRow],
-    changed: set[int],
     frames: Frames,
 ) -> None:
     size = header.shard_frames
     shards = 1 + max((sidecar.shard for sidecar in sidecars), default=-1)
-    handed_out = max((sidecar.next_id for sidecar in sidecars), default=0)
+    handed_out = max([1 + max(left.frames, default=-1), *(sidecar.next_id for sidecar in sidecars)])
     try:
         generation = read_array_state(path / "frames").generation + 1
     except CorruptError:
@@ -190,19 +215,14 @@ def _replace_catalog(
     Catalog.create(
         aside,
         next_id=(-(-handed_out // size) + 1) * size,
-        next_source=max((sidecar.next_source for sidecar in sidecars), default=1),
+        next_source=max([1 + max(left.sources, default=0), *(sidecar.next_source for sidecar in sidecars)]),
         sealed=shards * size,
         generation=generation,
         frames=len(frames),
     )
-    new = Catalog(aside)
-    with new.writing() as tx:
-        if sources:
-            rows = [asdict(s) | {"since_shard": shards - (s.id not in changed)} for s in sources]
-            tx.execute(insert(schema.sources), rows)
-        if len(frames):
-            tx.execute(insert(schema.frames), _records(frames))
-    new.close()  # the last connection empties the log into the file
+    sealed_as = {source.id: source for sidecar in sidecars for source in sidecar.sources}
+    rows = [asdict(s) | {"since_shard": shards - (s == sealed_as.get(s.id))} for s in sources]
+    _fill(aside, rows, _records(frames), _tail(left, frames))
     write_array_state(path / "frames", ArrayState(shards * size, generation), size)
     for end in ("", "-wal", "-shm"):
         if (path / f"catalog.db{end}").exists():
@@ -211,7 +231,23 @@ def _replace_catalog(
     fsync_dir(path)
 
 
-def _records(frames: Frames) -> list[dict[str, int | float | None]]:
+def _fill(file: Path, sources: list[Row], frames: list[Row], tail: list[Row]) -> None:
+    new = Catalog(file)
+    with new.writing() as tx:
+        for table, rows in ((schema.sources, sources), (schema.frames, frames), (schema.tail, tail)):
+            if rows:
+                tx.execute(insert(table), rows)
+        note_source_crcs(tx, [row["id"] for row in sources])
+    new.close()  # the last connection empties the log into the file
+
+
+def _records(frames: Frames) -> list[Row]:
     columns = {"id" if name == "ids" else name: getattr(frames, name).tolist() for name in Frames.__slots__}
     columns["wall_utc"] = [None if t != t else t for t in columns["wall_utc"]]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _tail(left: Salvage, frames: Frames) -> list[Row]:
+    """The pictures of those frames that are in no shard."""
+    kept = [(left.frames[id_], left.jpegs[id_]) for id_ in frames.ids.tolist() if id_ in left.frames]
+    return [{"id": row["id"], "jpeg": jpeg, "crc": frame_crc(row, jpeg)} for row, jpeg in kept]

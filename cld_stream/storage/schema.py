@@ -230,7 +230,10 @@ sources = Table(
     Column("split", _OsText),
     Column("same_as", BigInteger),
     _required("since_shard", BigInteger),
+    Column("crc", BigInteger),
 )
+SOURCE_COLUMNS = [sources.c[name] for name in SourceRow.__slots__]
+"""Those that a catalog of any age has."""
 frames = Table(
     "frames",
     metadata,
@@ -241,7 +244,13 @@ frames = Table(
     _required("shot", Integer),
     _required("aspect", Double),
 )
-tail = Table("tail", metadata, Column("id", Integer, primary_key=True), _required("jpeg", LargeBinary))
+tail = Table(
+    "tail",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    _required("jpeg", LargeBinary),
+    Column("crc", BigInteger),
+)
 dropped = Table(
     "dropped",
     metadata,

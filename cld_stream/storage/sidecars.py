@@ -129,7 +129,7 @@ def catalog_sidecar(catalog: Catalog, header: Header, shard: int) -> Sidecar:
     wanted = source.id.in_(select(row.source).where(mine)) | (source.since_shard >= shard)
     with catalog.reading() as tx:
         rows = tx.execute(select(schema.frames).where(mine).order_by(row.id)).all()
-        known = tx.execute(select(schema.sources).where(wanted).order_by(source.id))
+        known = tx.execute(select(*schema.SOURCE_COLUMNS).where(wanted).order_by(source.id))
         sources = tuple(source_row(s) for s in known.mappings())
         now = tx.execute(select(schema.state)).mappings().one()
     return Sidecar(header.uuid, shard, now["next_id"], now["next_source"], sources, columns(rows))

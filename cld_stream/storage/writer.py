@@ -18,6 +18,7 @@ from cld_stream.storage.forget import complete_forgetting
 from cld_stream.storage.header import Header
 from cld_stream.storage.lock import FileLock
 from cld_stream.storage.retention import begin_dropping, complete_dropping
+from cld_stream.storage.rowcheck import add_checksums, frame_crc, note_source_crcs
 from cld_stream.storage.schema import NewFrame, Outcome, SourceKind
 from cld_stream.storage.shards import (
     ArrayState,
@@ -61,6 +62,7 @@ class Writer:
     def __enter__(self) -> Self:
         self._lock.acquire()
         try:
+            add_checksums(self._catalog)
             self._reload()
             self._mend_array_state()
             with suppress(StoreFullError):  # the next commit tries again
@@ -164,7 +166,7 @@ class Writer:
                     "aspect": float(np.float32(frame.aspect)),
                 }
             )
-            self._jpegs.append({"id": id_, "jpeg": frame.jpeg})
+            self._jpegs.append({"id": id_, "jpeg": frame.jpeg, "crc": frame_crc(self._rows[-1], frame.jpeg)})
         self._added[source] = self._added.get(source, 0) + len(frames)
         self.update_source(source, cursor=cursor)
         return range(first, self._next_id)
@@ -283,6 +285,7 @@ class Writer:
                 .where(schema.sources.c.id == id_)
                 .values(values | {"frames": more, "since_shard": shard})
             )
+        note_source_crcs(tx, [*self._new, *self._changed])
 
     def _seal_full(self) -> None:
         """Move the tail's oldest frames into shards while there are enough of them."""

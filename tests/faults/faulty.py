@@ -1,6 +1,8 @@
-"""Real faults: a disk that is full, bytes that have changed, a process that stopped while it held the catalog."""
+"""Real faults: a full disk, changed bytes, a process that stopped while it held the catalog, a clock that jumps."""
 
+import importlib.util
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["Disk", "flip", "holding_the_catalog", "small_disk"]
+__all__ = ["Disk", "flip", "holding_the_catalog", "shifted_clock", "small_disk"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,6 +60,19 @@ def flip(file: Path, at: float = 0.5, count: int = 1) -> None:
     with file.open("r+b") as f:
         f.write(data)
     assert file.stat().st_ino == inode
+
+
+def shifted_clock(shift: Path) -> dict[str, str]:
+    """Environment of a process whose wall clock is off by what a file says (`-730d`), which may change meanwhile.
+
+    Skips the test where libfaketime is not there. Time stamps of files and the monotonic clock stay true.
+    """
+    spec = importlib.util.find_spec("libfaketime")
+    if spec is None or spec.origin is None or (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        pytest.skip("needs libfaketime, which is in the extra `dev` for Linux on x86-64: pip install libfaketime")
+    library = Path(spec.origin).parent / "vendor" / "libfaketime" / "src" / "libfaketime.so.1"
+    fake = {"LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": shift, "FAKETIME_NO_CACHE": 1, "NO_FAKE_STAT": 1}
+    return {**os.environ, **{k: str(v) for k, v in fake.items()}, "DONT_FAKE_MONOTONIC": "1"}
 
 
 _HOLD = """

@@ -1,12 +1,15 @@
 """Changed bytes, a catalog that others keep, a clock that jumps back."""
 
+import json
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +27,11 @@ from cld_stream.pipelines.query import query
 from cld_stream.pipelines.train import train
 from cld_stream.pipelines.tune_slice import take_slice
 from cld_stream.storage import database
+from cld_stream.storage.check import check
 from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint
 from cld_stream.storage.store import Store
-from tests.faults.faulty import ROOT, flip, holding_the_catalog
-from tests.pipelines.footage import photograph
+from tests.faults.faulty import ROOT, flip, holding_the_catalog, shifted_clock
+from tests.pipelines.footage import film, photograph
 from tests.pipelines.published import ENCODER, Published, published, weights
 from tests.pipelines.test_train import SMALL, grow
 from tests.pipelines.watching import QUICK, Watching
@@ -292,18 +296,20 @@ def test_a_watch_waits_for_a_catalog_that_others_keep(tmp_path: Path, monkeypatc
     assert QUICK.ingest.workers == 1
 
 
-@pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed")
 def test_a_clock_that_jumps_back_changes_no_order(tmp_path: Path) -> None:
     """Training in the present, then in a process for which it is two years ago: the later snapshot is the latest."""
+    (tmp_path / "shift").write_text("-730d")
+    clock = shifted_clock(tmp_path / "shift")
+    tmp_path = tmp_path / "store"
     settings = load_settings(overrides=SMALL)
     grow(tmp_path, 40, settings)
     first = train(tmp_path, settings, until_caught_up=True).snapshot
     grow(tmp_path, 24, settings)
     flags = [word for item in SMALL for word in ("--set", item)]
     ended = subprocess.run(
-        ["faketime", "-f", "-730d", sys.executable, "-m", "cld_stream", "train", "--until-caught-up", "--device", "cpu",
+        [sys.executable, "-m", "cld_stream", "train", "--until-caught-up", "--device", "cpu",
          "--store", str(tmp_path), "--set", "publish.keep=1", *flags],
-        cwd=ROOT, capture_output=True, text=True, timeout=100,
+        cwd=ROOT, env=clock, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
@@ -312,9 +318,43 @@ def test_a_clock_that_jumps_back_changes_no_order(tmp_path: Path) -> None:
         runs = store.catalog.runs("train")
     assert len(rows) == 1, "the older one was pruned, and not the new one"
     assert rows[0].id != first
-    assert rows[0].id.startswith("2024"), "its name says what the clock said"
+    assert int(rows[0].id[:4]) <= datetime.now(UTC).year - 1, "its name says what the clock said"
     assert runs[-1].started_utc < runs[0].started_utc, "the clock did jump"
     assert load_checkpoint(tmp_path).meta["feed"]["cursor"] == 64
+
+
+def test_a_clock_that_jumps_under_a_running_ingest_holds_nothing_up(tmp_path: Path) -> None:
+    """Two days back, then five days ahead, while it watches: what comes is taken, in its order."""
+    store, media, shift = tmp_path / "store", tmp_path / "media", tmp_path / "shift"
+    shift.write_text("+0")
+    command = [sys.executable, "-m", "cld_stream", "ingest", "--watch", "--json", "--store", str(store), str(media)]
+    flags = ["ingest.workers=1", "ingest.settle_s=0.2", "ingest.poll_s=0.1", "ingest.commit_s=0.1", "store.size=32"]
+    photograph(media / "a.png")
+    with subprocess.Popen(
+        [*command, *(word for flag in flags for word in ("--set", flag))],
+        cwd=ROOT, env=shifted_clock(shift), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        said = (json.loads(line) for line in process.stdout)
+        taken = [next(event for event in said if event["event"] == "file")]
+        for seed, (name, days) in enumerate((("b.png", "-2d"), ("c.mp4", "+3d"), ("d.png", "-400d")), 1):
+            shift.write_text(days)
+            (photograph if name.endswith("png") else film)(media / f".{name}", seed=seed).rename(media / name)
+            taken.append(next(event for event in said if event["event"] == "file"))
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, 130), errors
+    assert "Traceback" not in errors
+    assert [(Path(event["path"]).name, event["outcome"]) for event in taken] == [
+        ("a.png", "ADDED"), ("b.png", "ADDED"), ("c.mp4", "ADDED"), ("d.png", "ADDED"),
+    ]  # fmt: skip
+    days = np.round(np.diff([event["utc"] for event in taken]) / 86_400).tolist()
+    assert days == [-2, 5, -403], "the clock did jump"
+    with Store.open(store) as opened:
+        assert [Path(source.path).name for source in opened.catalog.sources()] == ["a.png", "b.png", "c.mp4", "d.png"]
+        assert check(opened) == []
+        (run,) = opened.catalog.runs("ingest")
+    assert run.ended_utc is not None
 
 
 def test_what_a_publisher_left_that_was_killed_before_it_was_done_is_removed(made: Published) -> None:

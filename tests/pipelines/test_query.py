@@ -1,8 +1,10 @@
 """Questions in every form, their answers, and every mistake in one line."""
 
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,26 @@ def text_file(folder: Path) -> Path:
     return folder / "not.jpg"
 
 
+def bomb(folder: Path) -> Path:
+    """A picture of a few bytes that says it has 400 million pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    data += struct.pack(">I", 4) + b"IDAT" + bytes(8)
+    (folder / "bomb.png").write_bytes(data)
+    return folder / "bomb.png"
+
+
+def cut(folder: Path) -> Path:
+    Image.fromarray(scene(0, 0)).save(folder / "cut.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:200])
+    return folder / "cut.jpg"
+
+
+def empty(folder: Path) -> Path:
+    (folder / "empty.png").touch()
+    return folder / "empty.png"
+
+
 def npy(folder: Path, values: Any) -> Path:
     np.save(folder / "v.npy", values)
     return folder / "v.npy"
@@ -178,6 +200,9 @@ MISTAKES: dict[str, tuple[Callable[[Path], dict[str, Any]], type[CldError], str]
     "no file": (lambda p: {"picture": p / "no.jpg"}, UsageError, "no such file"),
     "a folder": (lambda p: {"picture": p}, UsageError, "folder"),
     "no picture": (lambda p: {"picture": text_file(p)}, UsageError, "not a picture"),
+    "too large": (lambda p: {"picture": bomb(p)}, UsageError, "more than 250,000,000 pixels"),
+    "cut off": (lambda p: {"picture": cut(p)}, UsageError, "cut off"),
+    "empty": (lambda p: {"picture": empty(p)}, UsageError, "empty"),
     "no vector file": (lambda p: {"vector": p / "no.npy"}, UsageError, "no such file"),
     "not numpy": (lambda p: {"vector": text_file(p)}, UsageError, "not a .npy file"),
     "a matrix": (lambda p: {"vector": npy(p, np.ones((2, 16)))}, UsageError, r"expected one vector.*\(2, 16\)"),
@@ -234,6 +259,21 @@ def test_a_damaged_feature_file_is_named_and_never_answered_from(tmp_path: Path)
     chunk.unlink()
     with pytest.raises(CldError, match="is missing"):
         query(made.store.path, frame=3)
+
+
+def test_a_picture_is_decoded_in_a_worker_alone_and_none_is_left(made: Published, tmp_path: Path) -> None:
+    Image.fromarray(scene(0, 0)).save(tmp_path / "p.png")
+    Image.fromarray(scene(0, 0)).save(tmp_path / "p.gif", save_all=True, append_images=[Image.fromarray(scene(1, 0))])
+    code = (
+        "import sys, cld_stream, psutil; from pathlib import Path; from cld_stream.pipelines.query import query; "
+        f"store, folder = Path({str(made.store.path)!r}), Path({str(tmp_path)!r}); "
+        "hits = query(store, picture=folder / 'p.gif', k=1).hits; "
+        "assert [h.frame for h in hits] == [h.frame for h in query(store, picture=folder / 'p.png', k=1).hits]; "
+        "assert cld_stream.open(store).snapshot().query(folder / 'p.png', k=1)[0].frame == hits[0].frame; "
+        "looked = {'cld_stream.media.photo', 'cld_stream.media.pictures', 'pi_heif'} & set(sys.modules); "
+        "assert not looked, looked; assert not psutil.Process().children()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_vector_query_never_imports_torch(made: Published, tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""Checksums of rows of the catalog: they tell what is left of a damaged one from garbage (`SPEC.md` section 3)."""
+
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import google_crc32c
+from sqlalchemy import Connection, bindparam, inspect, select, text, update
+
+from cld_stream.storage import schema
+from cld_stream.storage.catalog import Catalog, source_row
+from cld_stream.storage.schema import SourceRow
+
+__all__ = ["add_checksums", "frame_crc", "note_source_crcs", "source_crc"]
+
+_FRAME = ("id", "source", "time_s", "wall_utc", "shot", "aspect")
+_AT_ONCE = 4096  # sources in one query
+
+
+def frame_crc(row: Mapping[str, Any], jpeg: bytes) -> int:
+    """CRC-32C over a row of `frames` and its picture; neither ever changes."""
+    id_, source, time_s, wall_utc, shot, aspect = (row[name] for name in _FRAME)
+    wall_utc = math.nan if wall_utc is None else wall_utc + 0.0  # SQLite keeps no -0.0
+    return int(google_crc32c.value(struct.pack("<qqddqd", id_, source, time_s + 0.0, wall_utc, shot, aspect) + jpeg))
+
+
+def source_crc(source: SourceRow) -> int:
+    """CRC-32C over a source, without its number of frames, which retention changes."""
+    values = asdict(source)
+    del values["frames"]
+    return int(google_crc32c.value(json.dumps(list(values.values())).encode()))
+
+
+def note_source_crcs(tx: Connection, ids: Sequence[int]) -> None:
+    """Renew the checksums of sources that were added or changed in this transaction."""
+    id_ = schema.sources.c.id
+    renew = update(schema.sources).where(id_ == bindparam("of")).values(crc=bindparam("is"))
+    for i in range(0, len(ids), _AT_ONCE):
+        rows = tx.execute(select(*schema.SOURCE_COLUMNS).where(id_.in_(ids[i : i + _AT_ONCE]))).mappings().all()
+        if rows:
+            tx.execute(renew, [{"of": row["id"], "is": source_crc(source_row(row))} for row in rows])
+
+
+def add_checksums(catalog: Catalog) -> None:
+    """Give a catalog of an older release the columns; rows that are there already stay without."""
+    with catalog.reading() as tx:
+        look = inspect(tx)
+        old = [t for t in ("tail", "sources") if "crc" not in {c["name"] for c in look.get_columns(t)}]
+    if old:
+        with catalog.writing() as tx:
+            for table in old:
+                tx.execute(text(f"ALTER TABLE {table} ADD COLUMN crc BIGINT"))
