@@ -17,7 +17,7 @@ __all__ = ["Looks"]
 # Shape suffixes: N frames of a batch.
 
 _AGAIN = 4
-"""Replayed frames of a batch that are looked at again: a forward pass each, of two forward and backward."""
+"""Replayed frames of a batch that are looked at again, at least: a forward pass each, of two forward and backward."""
 
 
 class Looks:
@@ -37,7 +37,8 @@ class Looks:
     def choose(self, slots_N: Ids, fresh: int) -> Ids:
         """Which frames of a batch to look at: the fresh ones with a slot, and a few replayed ones.
 
-        Those are the ones never looked at, and then those of the oldest looks.
+        Those are the ones never looked at, and then those of the oldest looks: as many as make all of them a multiple
+        of `_AGAIN`, since libraries keep code and memory for every batch size they meet.
 
         Args:
             slots_N: slot of each frame, the fresh ones first; -1 = none.
@@ -46,7 +47,8 @@ class Looks:
         new, replayed = np.flatnonzero(slots_N[:fresh] != EMPTY), slots_N[fresh:]
         at = torch.from_numpy(replayed).to(self.bank.step_M.device)
         age = torch.where(self.bank.live_M[at], self.bank.step_M[at], -1).cpu().numpy()
-        return np.concatenate([new, fresh + np.argsort(age, kind="stable")[:_AGAIN]])
+        again = _AGAIN + -len(new) % _AGAIN
+        return np.concatenate([new, fresh + np.argsort(age, kind="stable")[:again]])
 
     def look(
         self, average: WeightAverage, encoder: Encoder, slots: Ids, pixels: Tensor, aspect: Tensor, step: int

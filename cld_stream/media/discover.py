@@ -16,9 +16,10 @@ from cld_stream.errors import UsageError
 from cld_stream.media.ignore import IgnoreRules
 from cld_stream.media.job import Member
 from cld_stream.media.numbered import numbered_sequence
+from cld_stream.media.paths import absolute
 from cld_stream.media.tables import read_list, read_table, split_filter
 
-__all__ = ["Discovery", "Item", "absolute", "discover", "discover_folder", "is_store", "natural_key"]
+__all__ = ["Discovery", "Item", "discover", "discover_folder", "is_store", "natural_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +209,6 @@ def _natural_parts(text: str) -> Iterator[tuple[int, int, str]]:
             yield (1, int(part), part)
         elif part:
             yield (2, 0, part)
-
-
-def absolute(path: str | Path) -> Path:
-    """The path as sources have it: whole, without `.` and `..`; links are kept as named."""
-    return Path(os.path.normpath(os.path.abspath(path)))  # noqa: PTH100 - follows no link
 
 
 def is_store(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """Sources as a person names them: as ingested, or as a path from here."""
 
 from cld_stream.errors import StoreNotFoundError
-from cld_stream.media.discover import absolute
+from cld_stream.media.paths import absolute
 from cld_stream.storage import finding
 from cld_stream.storage.catalog import Catalog
 from cld_stream.storage.schema import SourceRow

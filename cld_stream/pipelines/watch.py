@@ -17,7 +17,8 @@ from sqlalchemy.exc import DBAPIError
 from cld_stream.config import Settings
 from cld_stream.errors import UsageError
 from cld_stream.media.address import is_camera, masked
-from cld_stream.media.discover import Item, absolute
+from cld_stream.media.discover import Item
+from cld_stream.media.paths import absolute
 from cld_stream.media.pool import DecodePool
 from cld_stream.pipelines.cameras import Cameras
 from cld_stream.pipelines.folders import Batch, Folders

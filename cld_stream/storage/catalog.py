@@ -5,17 +5,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sqlalchemy import ColumnElement, Select, func, inspect, select
+from sqlalchemy import func, inspect, select
 
 from cld_stream.errors import StoreNotFoundError
 from cld_stream.storage import schema
+from cld_stream.storage.database import among
 from cld_stream.storage.published import Published
 from cld_stream.storage.schema import Frames, Outcome, SourceRow, Totals
 from cld_stream.storage.shards import ArrayState
 
 __all__ = ["Catalog"]
 
-_AT_ONCE = 4096  # ids in one query
 _DIGITS = 18  # of an id, at most: SQLite's numbers are below 2**63
 
 
@@ -173,11 +173,10 @@ class Catalog(Published):
         row = schema.dropped.c
         if not self.keeps_dropped():
             return columns([])
-        query = select(*(row[c.name] for c in schema.frames.c)).order_by(row.id)
-        if source is not None:
-            with self.reading() as tx:
-                return columns(tx.execute(query.where(row.source == source)).all())
-        return self._in_parts(query, row.id, np.unique(np.asarray(ids, np.int64)))
+        these = row.source == source if source is not None else among(row.id, np.asarray(ids, np.int64).tolist())
+        query = select(*(row[c.name] for c in schema.frames.c)).where(these).order_by(row.id)
+        with self.reading() as tx:
+            return columns(tx.execute(query).all())
 
     def known(self, ids: ArrayLike) -> tuple[Frames, NDArray[np.bool_]]:
         """Rows of frames in the order asked, and which of them were dropped; what was forgotten is left out."""
@@ -210,15 +209,9 @@ class Catalog(Published):
 
     def tail(self, ids: Iterable[int]) -> dict[int, bytes]:
         """JPEG bytes of those of the given frames that are in the catalog still."""
-        wanted = list(ids)
-        found: dict[int, bytes] = {}
+        query = select(schema.tail.c.id, schema.tail.c.jpeg).where(among(schema.tail.c.id, ids))
         with self.reading() as tx:
-            for i in range(0, len(wanted), _AT_ONCE):
-                query = select(schema.tail.c.id, schema.tail.c.jpeg).where(
-                    schema.tail.c.id.in_(wanted[i : i + _AT_ONCE])
-                )
-                found.update((int(id_), jpeg) for id_, jpeg in tx.execute(query))
-        return found
+            return {int(id_): jpeg for id_, jpeg in tx.execute(query)}
 
     def _state(self, name: str) -> int:
         with self.reading() as tx:
@@ -226,17 +219,11 @@ class Catalog(Published):
 
     def _rows_of(self, ids: NDArray[np.int64]) -> Frames:
         query = select(schema.frames).order_by(schema.frames.c.id)
-        found = self._in_parts(query, schema.frames.c.id, np.unique(ids))
+        with self.reading() as tx:
+            found = columns(tx.execute(query.where(among(schema.frames.c.id, np.unique(ids).tolist()))).all())
         at = np.searchsorted(found.ids, ids)
         at = at[np.isin(ids, found.ids)]
         return Frames(*(getattr(found, name)[at] for name in Frames.__slots__))
-
-    def _in_parts(self, query: Select[Any], id_: ColumnElement[int], distinct: NDArray[np.int64]) -> Frames:
-        rows: list[Any] = []
-        with self.reading() as tx:
-            for i in range(0, len(distinct), _AT_ONCE):
-                rows += tx.execute(query.where(id_.in_(distinct[i : i + _AT_ONCE].tolist()))).all()
-            return columns(rows)
 
 
 def source_row(row: Mapping[Any, Any]) -> SourceRow:

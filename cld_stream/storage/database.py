@@ -1,21 +1,22 @@
 """The connection to `catalog.db`: pragmas, transactions, and errors in plain words."""
 
+import json
 import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, func, select, text
 from sqlalchemy.exc import DatabaseError, NoResultFound
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
 from cld_stream.errors import CorruptError, StoreBusyError, StoreError, StoreFullError
 from cld_stream.storage.schema import metadata, state
 
-__all__ = ["Database"]
+__all__ = ["Database", "among"]
 
 _BUSY_S = 30.0
 _FULL_BYTES = 1 << 20  # where less is left, SQLite's "disk I/O error" means that
@@ -236,3 +237,13 @@ def _is_full(folder: Path) -> bool:
         return shutil.disk_usage(folder).free < _FULL_BYTES
     except OSError:
         return False
+
+
+def among(column: ColumnElement[int], numbers: Iterable[int]) -> ColumnElement[bool]:
+    """`column in numbers`, in SQL of one and the same text whatever their number.
+
+    The driver keeps every text that it has seen prepared, and SQLAlchemy does too: megabytes in a daemon that asks for
+    other numbers of ids each time.
+    """
+    each = func.json_each(json.dumps([int(n) for n in numbers])).table_valued("value")
+    return column.in_(select(each.c.value))

@@ -10,6 +10,7 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from cld_stream.storage import schema
 from cld_stream.storage.catalog import Catalog
+from cld_stream.storage.database import among
 from cld_stream.storage.schema import SourceRow
 
 __all__ = ["frames_near", "frames_where", "sources_under"]
@@ -39,7 +40,7 @@ def frames_where(
 
     def conditions(row: Row) -> Iterator[ColumnElement[bool]]:
         if wanted is not None:
-            yield row.source.in_(wanted)
+            yield among(row.source, wanted)
         if after is not None:
             yield row.wall_utc >= after
         if before is not None:

@@ -10,6 +10,7 @@ from sqlalchemy import delete, func, insert, select, update
 
 from cld_stream.storage import schema
 from cld_stream.storage.catalog import Catalog
+from cld_stream.storage.database import among
 from cld_stream.storage.header import Header
 from cld_stream.storage.shards import ArrayState, empty_elements, write_array_state
 from cld_stream.storage.sidecars import (
@@ -22,17 +23,14 @@ from cld_stream.storage.sidecars import (
 
 __all__ = ["begin_dropping", "complete_dropping", "forget_unnamed"]
 
-_AT_ONCE = 4096
-
 
 def begin_dropping(catalog: Catalog, ids: NDArray[np.int64]) -> None:
     """Note durably that these live frames are to be dropped; from here on it will be completed."""
     columns = [column.name for column in schema.frames.c]
     with catalog.writing() as tx:
         schema.dropped.create(tx, checkfirst=True)
-        for i in range(0, len(ids), _AT_ONCE):
-            part = schema.frames.c.id.in_(ids[i : i + _AT_ONCE].tolist())
-            tx.execute(insert(schema.dropped).from_select(columns, select(schema.frames).where(part)))
+        these = select(schema.frames).where(among(schema.frames.c.id, ids.tolist()))
+        tx.execute(insert(schema.dropped).from_select(columns, these))
 
 
 def complete_dropping(path: Path, header: Header, catalog: Catalog) -> int:
@@ -77,6 +75,5 @@ def forget_unnamed(catalog: Catalog, named: NDArray[np.int64]) -> int:
         kept = np.fromiter(tx.execute(select(schema.dropped.c.id)).scalars(), np.int64)
     unnamed = np.setdiff1d(kept, named).tolist()
     with catalog.writing() as tx:
-        for i in range(0, len(unnamed), _AT_ONCE):
-            tx.execute(delete(schema.dropped).where(schema.dropped.c.id.in_(unnamed[i : i + _AT_ONCE])))
+        tx.execute(delete(schema.dropped).where(among(schema.dropped.c.id, unnamed)))
     return len(unnamed)

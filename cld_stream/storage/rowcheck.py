@@ -12,12 +12,12 @@ from sqlalchemy import Connection, bindparam, inspect, select, text, update
 
 from cld_stream.storage import schema
 from cld_stream.storage.catalog import Catalog, source_row
+from cld_stream.storage.database import among
 from cld_stream.storage.schema import SourceRow
 
 __all__ = ["add_checksums", "frame_crc", "note_source_crcs", "source_crc"]
 
 _FRAME = ("id", "source", "time_s", "wall_utc", "shot", "aspect")
-_AT_ONCE = 4096  # sources in one query
 
 
 def frame_crc(row: Mapping[str, Any], jpeg: bytes) -> int:
@@ -38,10 +38,9 @@ def note_source_crcs(tx: Connection, ids: Sequence[int]) -> None:
     """Renew the checksums of sources that were added or changed in this transaction."""
     id_ = schema.sources.c.id
     renew = update(schema.sources).where(id_ == bindparam("of")).values(crc=bindparam("is"))
-    for i in range(0, len(ids), _AT_ONCE):
-        rows = tx.execute(select(*schema.SOURCE_COLUMNS).where(id_.in_(ids[i : i + _AT_ONCE]))).mappings().all()
-        if rows:
-            tx.execute(renew, [{"of": row["id"], "is": source_crc(source_row(row))} for row in rows])
+    rows = tx.execute(select(*schema.SOURCE_COLUMNS).where(among(id_, ids))).mappings().all()
+    if rows:
+        tx.execute(renew, [{"of": row["id"], "is": source_crc(source_row(row))} for row in rows])
 
 
 def add_checksums(catalog: Catalog) -> None:

@@ -36,8 +36,8 @@ def test_the_command_answers_as_a_table_and_as_json(home: Path, cli: Cli) -> Non
     assert tomllib.loads((home / "tuned.toml").read_text())["store"]["size"] == 24
     answer = json.loads(cli(*command, "--json").out)
     assert set(answer) == {
-        "candidates", "sure", "verdict", "use", "out", "finished", "done", "runs", "seeds", "steps", "frames",
-        "questions", "seconds",
+        "candidates", "sure", "verdict", "use", "misfit", "out", "finished", "done", "runs", "seeds", "steps",
+        "frames", "questions", "seconds",
     }  # fmt: skip
     assert set(answer["candidates"][0]) == {"rank", "changes", "present", "score", "spread", "first", "beaten", "tied"}
     assert sum(c["present"] for c in answer["candidates"]) == 1

@@ -18,7 +18,12 @@ def test_the_fresh_frames_are_looked_at_and_then_those_of_the_oldest_looks() -> 
     replayed = np.array([5, 20, 50, 1, 39, 38, 37, 36, 35, 34, 33])
     at = looks.choose(np.concatenate([[41, -1, 42], replayed]), 3)
     assert at[:2].tolist() == [0, 2]
-    assert np.concatenate([[41, -1, 42], replayed])[at[2:]].tolist() == [50, 1, 5, 20]
+    assert np.concatenate([[41, -1, 42], replayed])[at[2:]].tolist() == [50, 1, 5, 20, 33, 34]
+
+
+def test_batches_of_looks_have_few_sizes() -> None:
+    looks = Looks(60, 4, 16, torch.device("cpu"))
+    assert {len(looks.choose(np.arange(40), fresh)) for fresh in range(17)} == {4, 8, 12, 16, 20}
 
 
 def test_a_look_is_the_feature_of_the_central_view_under_the_averaged_weights() -> None:
