@@ -84,7 +84,7 @@ def migrate(
 
 def config(
     recipe: Annotated[
-        str | None, typer.Option(help="cpu or gpu, which train takes there, or another packaged one.")
+        str | None, typer.Option(help="Packaged settings: stream, which train takes, cpu, gpu, moco-cld-32, ...")
     ] = None,
     config: ConfigOption = None,
     set: SetOption = None,  # noqa: A002 - its variable is CLD_STREAM_..._SET

@@ -16,7 +16,7 @@ ConfigOption = Annotated[
 RecipeOption = Annotated[
     str | None,
     typer.Option("--recipe", help="Packaged settings under --config and --set, for example moco-cld-32.",
-                 show_default="cpu or gpu, by device"),
+                 show_default="stream, in the size of the device"),
 ]  # fmt: skip
 SetOption = Annotated[
     list[str] | None,
