@@ -47,6 +47,8 @@ def look(path: Path, known: dict[int, bytes], rng: random.Random) -> int:
                     raise AssertionError(f"frame {id_} is empty")
             elif known.setdefault(id_, digest := hashlib.blake2b(jpeg, digest_size=12).digest()) != digest:
                 raise AssertionError(f"frame {id_} has changed")
+        for gone in known.keys() - set(live.tolist()):
+            del known[gone]
     if len(live):
         query(path, frame=int(rng.choice(live[-200:])), k=5)
     return len(ids)

@@ -18,7 +18,7 @@ __all__ = ["IncrementalKMeans"]
 # Shape suffixes: N rows at hand, M slots of the bank, D features, K groups, H = 2K halves of groups.
 
 _BLOCK = 8192
-"""Rows compared with all centroids at a time: bounds the memory of a refinement to _BLOCK x K."""
+"""Rows compared with all centroids at a time: bounds the memory of a refinement to _BLOCK x K. A power of two."""
 
 _HALVING = 3
 """Rounds of 2-means that cut a group in two."""
@@ -85,7 +85,8 @@ class IncrementalKMeans:
             return torch.full((len(x_ND),), -1, device=x_ND.device)
         with fast_float32(x_ND.device):
             centroids_DK = self.centroids().T
-            return torch.cat([(block_ND.float() @ centroids_DK).argmax(1) for block_ND in torch.split(x_ND, _BLOCK)])
+            labels = [(block_ND.float() @ centroids_DK).argmax(1) for block_ND in _blocks(x_ND)]
+        return torch.cat(labels)[: len(x_ND)]
 
     def group_of(self, slots_N: Tensor, x_ND: Tensor) -> Tensor:
         """Label of the group of each slot's row; where it has none, or the slot is -1, the group nearest to x."""
@@ -256,13 +257,24 @@ def _distinct(x_ND: Tensor) -> Tensor:
 def _two_nearest(x_ND: Tensor, centroids_KD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Label of the nearest centroid of each row, cosine with it, and cosine with the next one (-inf if none)."""
     labels, nears, nexts = [], [], []
-    for block_ND in torch.split(x_ND, _BLOCK):
+    for block_ND in _blocks(x_ND):
         cosine_NK = block_ND @ centroids_KD.T
         near_N, label_N = cosine_NK.max(1)
         labels.append(label_N)
         nears.append(near_N)
         nexts.append(cosine_NK.scatter_(1, label_N[:, None], -torch.inf).amax(1))
-    return torch.cat(labels), torch.cat(nears), torch.cat(nexts)
+    n = len(x_ND)
+    return torch.cat(labels)[:n], torch.cat(nears)[:n], torch.cat(nexts)[:n]
+
+
+def _blocks(x_ND: Tensor) -> list[Tensor]:
+    """Pieces of the rows, the last one filled up with zeros to a power of two.
+
+    The number of live rows is another one each time, and oneDNN keeps the code that it compiles for a size of product.
+    """
+    *full, last_ND = torch.split(x_ND, _BLOCK)
+    lack = (1 << max(0, len(last_ND) - 1).bit_length()) - len(last_ND)
+    return [*full, F.pad(last_ND, (0, 0, 0, lack))]
 
 
 def _moves(gain_K: list[float], cost_K: list[float], heir_K: list[int], spare: int) -> list[tuple[int, int]]:

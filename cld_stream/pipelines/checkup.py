@@ -63,10 +63,12 @@ def check_encoder(
     embedder = Embedder(encoder, weights, store.header.fit, device)
     with store.reader(on_damage=lambda _: None) as reader:  # training and publishing say so
         fresh, present = embed_frames(store, reader, embedder, ids[rows])
-    if present.sum() < _FEWEST:
+    # a whole number of times `_FEWEST`: oneDNN keeps the code that it compiles for each size of product
+    there = np.flatnonzero(present)[: present.sum() // _FEWEST * _FEWEST]
+    if not len(there):
         return nothing
-    then_ND = F.normalize(torch.from_numpy(features[rows][present]).float(), dim=1)
-    now_ND = F.normalize(torch.from_numpy(fresh["instance"][present]).float(), dim=1)
+    then_ND = F.normalize(torch.from_numpy(features[rows][there]).float(), dim=1)
+    now_ND = F.normalize(torch.from_numpy(fresh["instance"][there]).float(), dim=1)
     if not now_ND.isfinite().all():
         return replace(nothing, shares=Shares(0.0, 0.0, 0.0), agreement=0.0)
     then = _measure(then_ND)

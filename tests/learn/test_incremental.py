@@ -15,6 +15,7 @@ from cld_stream.learn.incremental import IncrementalKMeans, _moves
 from cld_stream.learn.losses import bank_level_loss
 from tests.learn.test_groups import unit_rows
 from tests.learn.test_losses import discrimination
+from tests.products import Products
 
 seeds = st.integers(0, 10**6)
 
@@ -428,7 +429,18 @@ def test_no_tensor_of_rows_times_groups_times_width_is_ever_made() -> None:
         local_kmeans(x, k, 3)
         groups = settled(x, k)
         groups.partial_fit(x, torch.arange(n))
-    assert n * d <= largest.numel <= n * k
+    assert n * d <= largest.numel <= 2 * n * k  # rows of a product are filled up to a power of two
+
+
+def test_as_the_bank_fills_products_come_in_few_sizes() -> None:
+    x = unit_rows(500, 32, 0)
+    groups = IncrementalKMeans(8, 32, 500)
+    groups.refine(x, torch.arange(500) < 257, rng(), 3)
+    with Products() as products:
+        for live in range(257, 500, 9):
+            groups.refine(x, torch.arange(500) < live, rng())
+            groups.partial_fit(x[:live], torch.arange(live))
+    assert products.sizes == {((512, 32), (32, 8)), ((8, 32), (32, 8))}
 
 
 @pytest.mark.parametrize("numbers", [(0, 1), (3, 0)])

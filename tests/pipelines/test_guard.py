@@ -14,15 +14,19 @@ from numpy.typing import NDArray
 from cld_stream.config import GuardSettings, Settings, load_settings
 from cld_stream.errors import GuardStopError, HeldError
 from cld_stream.learn.probes import knn_classify
+from cld_stream.pipelines.checkup import check_encoder
 from cld_stream.pipelines.embed import Embedder
+from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.guard import Checkup, Guard, Level, Shares, assess
 from cld_stream.pipelines.publish_checkpoint import publish_checkpoint
+from cld_stream.pipelines.restore import buffer_batches, restore_learner
 from cld_stream.pipelines.snapshots import list_snapshots, open_snapshot
 from cld_stream.pipelines.status import status
 from cld_stream.pipelines.train import train
 from cld_stream.storage.checkpoints import load_checkpoint, pinned_checkpoint
 from cld_stream.storage.schema import NewFrame, Outcome
 from cld_stream.storage.store import Store
+from tests.products import Products
 
 SETTINGS = GuardSettings()
 SCENES, KINDS = 200, 10
@@ -174,6 +178,24 @@ def trained(good_store: Path, tmp_path: Path) -> tuple[Path, Settings]:
 def wild(settings: Settings, *, enabled: bool, patience: int = 10_000) -> Settings:
     guard = replace(settings.guard, enabled=enabled, patience=patience)
     return replace(settings, optim=replace(settings.optim, lr=100.0), guard=guard)
+
+
+def test_looks_at_stores_of_every_size_compute_products_of_few_sizes(tmp_path: Path) -> None:
+    settings = load_settings(overrides=SMALL)
+    for n in range(14):
+        grow(tmp_path, scenes(64 if n == 0 else 7, seed=n), settings)
+    train(tmp_path, settings, steps=12)
+    publish_checkpoint(tmp_path, force=True)
+    learner, _ = restore_learner(tmp_path, "cpu")
+    looks = []
+    with Store.open(tmp_path) as store, Products() as products:
+        encoder, weights = learner.publishable(buffer_batches(store, learner))
+        for source in store.catalog.sources()[1:]:
+            looks.append(check_encoder(store, encoder, weights, "cpu", updates=500, grown_up_at=0))
+            forget(tmp_path, str(source.id))
+    assert all(look.shares.entropy > 0 for look in looks)
+    rows = {sizes[1][0] for sizes in products.sizes if len(sizes) == 3}  # of k-means
+    assert rows == {64, 96, 128}
 
 
 def test_in_a_disaster_the_last_good_snapshot_stays_current(trained: tuple[Path, Settings]) -> None:
