@@ -46,3 +46,17 @@ def test_the_end_of_a_command_does_not_go_through_all_that_was_imported() -> Non
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
     assert (ended.returncode, ended.stdout.split()[-1]) == (0, "True"), ended.stderr
+
+
+@pytest.mark.parametrize("chosen", [None, "7"])
+def test_threads_that_wait_give_the_core_up_soon_unless_the_user_said_otherwise(chosen: str | None) -> None:
+    program = (
+        "import atexit, os, sys; atexit.register(lambda: print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)); "
+        "sys.argv = ['cld-stream', '--version']; from cld_stream.cli import main; main()"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    environment |= {} if chosen is None else {"GOMP_SPINCOUNT": chosen}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, env=environment
+    )
+    assert ended.stdout.splitlines()[-1] == f"{chosen or 10000} False", ended.stderr  # torch reads it as it loads
