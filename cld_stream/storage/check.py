@@ -5,10 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
+from sqlalchemy import select
 
 from cld_stream.errors import CldError, CorruptError
+from cld_stream.storage import schema
 from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint, none_whole
+from cld_stream.storage.database import among
 from cld_stream.storage.header import Header
+from cld_stream.storage.rowcheck import frame_crc
 from cld_stream.storage.schema import Frames
 from cld_stream.storage.shards import LocalShards, read_array_state, read_element, read_index
 from cld_stream.storage.sidecars import read_sidecar, sidecar_path
@@ -51,11 +55,25 @@ def check(store: Store) -> list[Finding]:
         found += _check_shard(store, shard)
     live = store.catalog.live_ids(totals.sealed)
     for part in np.array_split(live, max(1, len(live) // 1024)):
-        tail = store.catalog.tail(part.tolist())
-        lost = [id_ for id_ in part.tolist() if not _is_picture(tail.get(id_, b""), store.header)]
+        lost = _damaged_tail(store, part.tolist())
         if lost and store.catalog.totals().sealed == totals.sealed:
-            found.append(Finding("catalog.db", f"tail frames without a picture: {_some(lost)}"))
+            of = _sources_of(store, store.catalog.rows(lost))
+            found.append(Finding("catalog.db", f"frames whose picture or row is damaged: {_some(lost)}, {of}"))
     return [*found, *_check_checkpoints(store), *_check_snapshots(store)]
+
+
+def _damaged_tail(store: Store, ids: list[int]) -> list[int]:
+    """Those of some frames of the tail that are not what was committed. Rows of the first release have no checksum."""
+    frames, tail = schema.frames, schema.tail
+    rows = select(frames, tail.c.jpeg, tail.c.crc).join_from(frames, tail, frames.c.id == tail.c.id, isouter=True)
+    with store.catalog.reading() as tx:
+        found = [row._asdict() for row in tx.execute(rows.where(among(frames.c.id, ids)))]
+    whole = {
+        row["id"]
+        for row in found
+        if _is_picture(row["jpeg"] or b"", store.header) and row["crc"] in (None, frame_crc(row, row["jpeg"]))
+    }
+    return [id_ for id_ in ids if id_ not in whole]
 
 
 def _check_shard(store: Store, shard: int) -> Iterator[Finding]:
@@ -68,7 +86,7 @@ def _check_shard(store: Store, shard: int) -> Iterator[Finding]:
             if not _is_picture(read_element(files, shard, index, id_ % size), store.header):
                 raise CorruptError(f"frame {id_} is no {store.header.size}-pixel picture.")
     except CorruptError as e:
-        yield Finding(where, f"{e} {_sources_of(store, live)}")
+        yield Finding(where, f"{e} It holds frames {_sources_of(store, live)}")
     try:
         kept = read_sidecar(sidecar_path(store.path, shard)).frames
         if not all(
@@ -84,9 +102,7 @@ def _sources_of(store: Store, rows: Frames) -> str:
     named = [f"{row.id} {row.path}" for row in store.catalog.sources(id=ids[:_NAMED].tolist())]
     runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1) if len(ids) > _NAMED else []
     numbers = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-    return f"It holds frames of {', '.join(named) or 'no source'}" + (
-        f" and others; all by id: {numbers}." if runs else "."
-    )
+    return f"of {', '.join(named) or 'no source'}" + (f" and others; all by id: {numbers}." if runs else ".")
 
 
 def _is_picture(jpeg: bytes, header: Header) -> bool:

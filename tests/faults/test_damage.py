@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -72,6 +73,22 @@ def test_a_damaged_shard_is_named_and_all_else_goes_on(
     assert report.frames == 12
     with Store.open(path) as store:
         assert store.catalog.frame_count() == 24
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["UPDATE tail SET jpeg = CAST(substr(jpeg, 1, length(jpeg) - 3) || x'00' || substr(jpeg, -2) AS BLOB) WHERE id = 34",
+     "UPDATE frames SET time_s = time_s + 1 WHERE id = 34",
+     "DELETE FROM tail WHERE id = 34"],
+)  # fmt: skip
+def test_a_damaged_frame_of_the_tail_is_named_with_its_source(made: Published, damage: str) -> None:
+    """SQLite's own check looks at pages, not at what is in them."""
+    path = made.store.path
+    assert not broken(path)
+    made.store.close()
+    with closing(sqlite3.connect(path / "catalog.db")) as catalog, catalog:
+        assert catalog.execute(damage).rowcount == 1
+    assert "frames whose picture or row is damaged: 34, of 3 /media/day0/clip2.mp4." in broken(path)
 
 
 def test_training_passes_damaged_frames_over_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

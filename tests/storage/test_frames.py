@@ -210,5 +210,5 @@ def test_bytes_that_are_no_picture_of_the_right_size_are_an_error(tmp_path: Path
             reader.read([0])
         with pytest.raises(CorruptError, match="frame 1"):
             reader.read([1])
-    assert [f.problem for f in check(store)] == ["tail frames without a picture: 0, 1"]
+    assert [f.problem for f in check(store)] == ["frames whose picture or row is damaged: 0, 1, of 1 /v/a."]
     store.close()
