@@ -77,7 +77,7 @@ def test_a_damaged_shard_is_named_and_all_else_goes_on(
 
 @pytest.mark.parametrize(
     "damage",
-    ["UPDATE tail SET jpeg = CAST(substr(jpeg, 1, length(jpeg) - 3) || x'00' || substr(jpeg, -2) AS BLOB) WHERE id = 34",
+    ["UPDATE tail SET jpeg = CAST(substr(jpeg, 1, length(jpeg) - 3) || x'00FFD9' AS BLOB) WHERE id = 34",
      "UPDATE frames SET time_s = time_s + 1 WHERE id = 34",
      "DELETE FROM tail WHERE id = 34"],
 )  # fmt: skip
