@@ -47,22 +47,31 @@ class CrossLevel:
             )
 
     def __call__(
-        self, g1_ND: Tensor, g2_ND: Tensor, slots_N: Tensor, newborn_N: Tensor, near: Near | None = None
+        self,
+        g1_ND: Tensor,
+        g2_ND: Tensor,
+        slots_N: Tensor,
+        newborn_N: Tensor,
+        order_N: Tensor,
+        near: Near | None = None,
     ) -> Tensor:
         """The term, in nats; changes nothing.
+
+        The paper's batches are shuffled, and k-means starts from their first rows. Here fresh frames come first, which
+        are often near-repeats: groups that start from them leave the replayed frames in a few crowds.
 
         Args:
             g1_ND, g2_ND: unit group features of the two views.
             slots_N: slot of each frame; -1 = none.
             newborn_N: whose rows are not theirs yet.
+            order_N: a permutation: the rows that come first in it are where local groups start.
             near: what tells shots or segments apart, where these are the groups.
         """
         term, share, t = g1_ND.new_zeros(()), self._local, self._loss.temperature_group
         if share > 0:
-            grouping = (
-                self.grouping if self._loss.cross_level != "segments" or near is None else _by_place(near.place_N)
-            )
-            term = term + share * cross_level_loss(g1_ND, g2_ND, grouping, t)
+            places = near if self._loss.cross_level == "segments" else None
+            grouping = self.grouping if places is None else _by_place(places.place_N[order_N])
+            term = term + share * cross_level_loss(g1_ND[order_N], g2_ND[order_N], grouping, t)
         if self.groups is not None and len(self.groups):  # there are none before the first step
             own_N = torch.where(newborn_N, -1, slots_N)
             labels1_N, labels2_N = (self.groups.group_of(own_N, g.detach()) for g in (g2_ND, g1_ND))

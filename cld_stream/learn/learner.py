@@ -135,7 +135,8 @@ class Learner:
             alignment = self.alignment(batch) if self.alignment else instance.new_zeros(())
         cld = instance.new_zeros(())
         if s.cld_weight > 0:
-            cld = self.cross_level(g1, g2, slots, newborn, near)
+            order = torch.randperm(len(g1), generator=self._generator(4), device=self.device)
+            cld = self.cross_level(g1, g2, slots, newborn, order, near)
         loss = instance + s.cld_weight * cld + s.align_weight * alignment
 
         ok = self.descent.gradients(loss)  # unless something is not finite
@@ -301,7 +302,7 @@ class Learner:
         return np.random.SeedSequence([self.settings.optim.seed, self.salt, self.clock, purpose])
 
     def _generator(self, purpose: int) -> torch.Generator:
-        """Of this step; 1: its views and drawn noise, 3: its groups."""
+        """Of this step; 1: its views and drawn noise, 3: its persistent groups, 4: where local ones start."""
         seed = self._entropy(purpose).generate_state(1, np.uint64)[0] >> np.uint64(1)
         return torch.Generator(self.device).manual_seed(int(seed))
 

@@ -216,7 +216,7 @@ def test_segments_as_groups_are_the_frames_of_one_segment() -> None:
     none = torch.empty(0)
     near = Near(torch.tensor([4, 4, -1, -1]), torch.zeros(4).double(), none, none, 1.0)
     slots, newborn = torch.arange(4), torch.zeros(4, dtype=torch.bool)
-    found = learner.cross_level(g1, g2, slots, newborn, near)
+    found = learner.cross_level(g1, g2, slots, newborn, torch.tensor([2, 0, 3, 1]), near)
     label, t = torch.tensor([2, 2, 1, 0]), learner.settings.loss.temperature_group
 
     def centroids(g: Tensor) -> Tensor:
