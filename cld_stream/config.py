@@ -240,7 +240,13 @@ class OptimSettings(_Section):
     """SGD. A stream has no end to anneal towards, so its rate is constant after warm-up; a cosine needs an end."""
 
     batch: int = setting(128, "frames in a step, fresh and replayed", ge=2)
-    fresh: int = setting(16, "most new frames in a step", ge=1)
+    fresh: int = setting(16, "most new frames that come with a step", ge=1)
+    shown: int = setting(
+        0,
+        "of the frames that come with a step so many are in its batch, evenly spread over them; the buffer takes the "
+        "others in unseen, and they are seen when they are replayed. 0 = all are",
+        ge=0,
+    )
     lr: float = setting(0.06, "learning rate", gt=0)
     warmup_steps: int = setting(100, "steps over which the rate rises from lr/100", ge=0)
     schedule: Literal["constant", "cosine"] = setting("constant", "the rate after the warm-up")

@@ -22,7 +22,7 @@ from benchmarks.stream.data import Folders, Frames, Problem, Stream, build
 from benchmarks.stream.rows import Row, overrides_of, settings_of
 from benchmarks.stream.score import PLACES, Judge
 from benchmarks.stream.tracks import Track
-from cld_stream.learn.feed import Feed
+from cld_stream.learn.feed import Feed, shown
 from cld_stream.learn.learner import Learner
 from cld_stream.learn.memory import keep_freed_memory
 
@@ -171,7 +171,9 @@ def _train(learner: Learner, feed: Feed, stream: Frames, until: int) -> None:
         if buffered < min(s.train.min_frames, learner.buffer.capacity):
             learner.remember(fresh, origin)
             continue
-        _step(learner, stream, learner.plan(fresh, origin))
+        chosen = shown(len(fresh), s.optim.shown)
+        _step(learner, stream, learner.plan(fresh[chosen], origin[chosen]))
+        learner.remember(fresh[~chosen], origin[~chosen])
         for _ in range(s.train.updates_per_step - 1):
             _step(learner, stream, learner.plan())
 

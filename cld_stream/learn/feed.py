@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Feed"]
+__all__ = ["Feed", "shown"]
 
 
 @dataclass
@@ -81,3 +81,11 @@ class Feed:
         for name, value in state.items():
             if name != "max_lag":
                 setattr(self, name, value)
+
+
+def shown(n: int, most: int) -> NDArray[np.bool_]:
+    """Which of n fresh frames are in the batch of their step: at most so many, evenly spread; 0 = all of them."""
+    chosen = np.full(n, most == 0 or n <= most)
+    if not chosen.all():
+        chosen[np.arange(most) * n // most] = True
+    return chosen

@@ -163,7 +163,9 @@ class Learner:
 
     def remember(self, fresh: Iterable[int], origin: Origin | None = None) -> Admission:
         """Admit frames without a step. Their bank rows are born when they are first replayed."""
-        admission = self.buffer.propose(_ids(fresh), np.random.default_rng(self._entropy(0)), origin)
+        ids = _ids(fresh)
+        rng = np.random.default_rng(self._entropy(5, *ids[:1].tolist()))  # several times between two steps
+        admission = self.buffer.propose(ids, rng, origin)
         taken = admission.slots[admission.slots != EMPTY]
         self._bury(taken)  # the rows of those who were evicted
         self.buffer.apply(admission, self.clock)
@@ -298,8 +300,8 @@ class Learner:
     def _rate(self) -> float:
         return self.descent.lr(self.updates) * self.rate
 
-    def _entropy(self, purpose: int) -> np.random.SeedSequence:
-        return np.random.SeedSequence([self.settings.optim.seed, self.salt, self.clock, purpose])
+    def _entropy(self, *purpose: int) -> np.random.SeedSequence:
+        return np.random.SeedSequence([self.settings.optim.seed, self.salt, self.clock, *purpose])
 
     def _generator(self, purpose: int) -> torch.Generator:
         """Of this step; 1: its views and drawn noise, 3: its persistent groups, 4: where local ones start."""

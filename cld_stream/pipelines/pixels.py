@@ -149,6 +149,13 @@ class FreshBatch:
     origin: Origin
     feed: Feed
 
+    def part(self, chosen: NDArray[np.bool_]) -> "FreshBatch":
+        """Those of the frames; the feed stays where it is."""
+        pixels = self.pixels[torch.from_numpy(chosen)]
+        return replace(
+            self, ids=self.ids[chosen], pixels=pixels, aspect=self.aspect[chosen], origin=self.origin[chosen]
+        )
+
 
 class FreshFrames:
     """A thread that reads the next batches ahead.

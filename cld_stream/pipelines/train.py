@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from cld_stream.config import Settings, load_settings
 from cld_stream.errors import CorruptError, DeviceFullError
 from cld_stream.learn.buffer import Ids
-from cld_stream.learn.feed import Feed
+from cld_stream.learn.feed import Feed, shown
 from cld_stream.learn.learner import Learner, StepPlan
 from cld_stream.learn.memory import keep_freed_memory
 from cld_stream.learn.pieces import foreseen_lack
@@ -208,10 +208,7 @@ class _Trainer:
     def _still_there(self, batch: FreshBatch) -> FreshBatch:
         """Without the frames that left the store after they were read ahead."""
         kept = np.isin(batch.ids, self._store.catalog.rows(batch.ids).ids)
-        if kept.all():
-            return batch
-        pixels = batch.pixels[torch.from_numpy(kept)]
-        return replace(batch, ids=batch.ids[kept], pixels=pixels, aspect=batch.aspect[kept], origin=batch.origin[kept])
+        return batch if kept.all() else batch.part(kept)
 
     def _feed(self, batch: FreshBatch, committed: int, limit: int | None) -> None:
         """Fresh frames: the steps they are worth, or only a place in the buffer while there are too few."""
@@ -219,15 +216,20 @@ class _Trainer:
         buffered = len(learner.buffer) + len(batch.ids)
         enough = buffered >= min(self._settings.min_frames, learner.buffer.capacity)
         may_step = buffered >= FEWEST and (enough or batch.feed.lag(committed) == 0)
-        stepped = may_step and self._step(batch, committed)
-        if not stepped:
-            slots = learner.remember(batch.ids, batch.origin).slots
-            self._cache.put(batch.ids, slots, batch.pixels, batch.aspect)
+        chosen = shown(len(batch.ids), learner.settings.optim.shown)
+        stepped = may_step and self._step(batch.part(chosen), committed)
+        self._remember(batch.part(~chosen) if stepped else batch)
         keeper.feed = batch.feed
         keeper.idle_steps = min(self._settings.idle_steps, keeper.idle_steps + len(batch.ids))
         for _ in range(self._settings.updates_per_step - 1 if stepped else 0):
             if limit is None or self._steps < limit:
                 self._step(None, committed)
+
+    def _remember(self, batch: FreshBatch) -> None:
+        """A place in the buffer, without a step."""
+        if len(batch.ids):
+            slots = self._learner.remember(batch.ids, batch.origin).slots
+            self._cache.put(batch.ids, slots, batch.pixels, batch.aspect)
 
     def _step(self, batch: FreshBatch | None, committed: int) -> bool:
         """One step, with fresh frames or without; False = there are too few frames for one."""

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cld_stream.learn.feed import Feed
+from cld_stream.learn.feed import Feed, shown
 
 
 def test_below_the_limit_everything_is_fed_in_order() -> None:
@@ -69,3 +69,11 @@ def test_a_feed_restored_from_json_goes_on_as_the_original(max_lag: int, committ
     again.load_state_dict(json.loads(json.dumps(feed.state_dict())))
     assert feed.take(30, committed + 20).tolist() == again.take(30, committed + 20).tolist()
     assert feed == again
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_as_many_are_shown_as_may_be_and_evenly_spread(n: int, most: int) -> None:
+    at = np.flatnonzero(shown(n, most))
+    assert len(at) == (min(n, most) if most else n)
+    gaps = np.diff(at)
+    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1

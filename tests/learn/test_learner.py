@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,18 @@ def test_a_remembered_frame_does_not_inherit_the_row_of_the_one_it_replaces(sett
     run(learner, 6)
     slots = learner.remember(range(100, 110)).slots
     assert not learner.bank.live_M[torch.from_numpy(slots)].any()
+
+
+def test_frames_remembered_one_after_another_and_those_of_the_next_step_take_places_of_their_own(
+    settings: Settings,
+) -> None:
+    learner = Learner(replace(settings, buffer=replace(settings.buffer, policy="reservoir")))
+    run(learner, 6)
+    places = [learner.remember(range(100 + 20 * i, 120 + 20 * i)).slots for i in range(3)]
+    places.append(learner.plan(range(200, 220)).admission.slots)
+    assert len({tuple(slots.tolist()) for slots in places}) == 4
+    taken = [set(slots[slots >= 0].tolist()) for slots in places]
+    assert all(len(a & b) < min(len(a), len(b)) for a, b in pairwise(taken))
 
 
 def test_forgotten_frames_leave_buffer_and_bank(settings: Settings) -> None:

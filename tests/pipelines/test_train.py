@@ -68,12 +68,14 @@ def metrics(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (path / "logs" / "metrics.jsonl").read_text().splitlines()]
 
 
-def go_on(path: Path, steps: int) -> None:
+def go_on(path: Path, steps: int, *more: str) -> None:
     """Train in a process of its own."""
-    subprocess.run([sys.executable, "-c", GO_ON, str(path), str(steps), *SMALL], check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", GO_ON, str(path), str(steps), *SMALL, *more], check=True, timeout=100)
 
 
-def test_ten_steps_and_ten_in_a_new_process_are_twenty_bit_for_bit(tmp_path: Path, settings: Settings) -> None:
+@pytest.mark.parametrize("shown", [0, 3])
+def test_ten_steps_and_ten_in_a_new_process_are_twenty_bit_for_bit(tmp_path: Path, shown: int) -> None:
+    settings = load_settings(overrides=[*SMALL, f"optim.shown={shown}"])
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for path in (whole, parts):
         grow(path, 170, settings)
@@ -83,7 +85,7 @@ def test_ten_steps_and_ten_in_a_new_process_are_twenty_bit_for_bit(tmp_path: Pat
         train(parts, settings, steps=10)
     finally:
         torch.set_num_threads(threads)
-    go_on(parts, 10)
+    go_on(parts, 10, f"optim.shown={shown}")
     a, b = load_checkpoint(whole), load_checkpoint(parts)
     assert a.step == b.step == 20
     assert a.tensors.keys() == b.tensors.keys()
@@ -128,6 +130,28 @@ def test_on_a_growing_store_no_frame_is_fed_twice_or_skipped(tmp_path: Path, set
     learner, _ = restore_learner(tmp_path)
     assert sorted(learner.buffer.ids[learner.buffer.ids >= 0].tolist()) == list(range(108))
     assert learner.buffer.order[learner.buffer.ids.argsort()[-108:]].tolist() == list(range(108))
+
+
+@pytest.mark.parametrize(("policy", "shown"), [("reservoir", 3), ("minred", 3), ("minred", 1)])
+def test_frames_that_are_not_shown_are_in_the_buffer_all_the_same(tmp_path: Path, policy: str, shown: int) -> None:
+    settings = load_settings(
+        overrides=[
+            *SMALL,
+            "buffer.capacity=400",
+            f"buffer.policy={policy}",
+            f"optim.shown={shown}",
+            "train.idle_steps=0",
+        ]
+    )
+    grow(tmp_path, 16, settings)
+    assert train(tmp_path, settings, until_caught_up=True).steps == 1  # 8 are too few, 16 are enough
+    grow(tmp_path, 160, settings)
+    report = train(tmp_path, settings, until_caught_up=True)
+    assert (report.fed, report.steps) == (176, 20)
+    learner, _ = restore_learner(tmp_path)
+    assert sorted(learner.buffer.ids[learner.buffer.ids >= 0].tolist()) == list(range(176))
+    batches = [min(24, 8 + shown), *[min(24, 8 * n + shown) for n in range(2, 22)]]
+    assert learner.cbp == 2 * sum(batches)  # a batch is full as soon as the buffer can fill it
 
 
 def test_where_no_frame_may_be_replayed_again_training_ends_and_no_fresh_frame_is_lost(
