@@ -89,11 +89,22 @@ def test_shuffling_changes_the_order_alone(folders: data.Folders) -> None:
     assert len(set(shuffled.stream.label[:30])) == CLASSES
 
 
-def test_the_sweep_sees_the_head_of_the_stream_and_no_test_image(folders: data.Folders) -> None:
-    whole, head = (data.build(stream_of(cell("npid", tuning=t)), folders, seed=0) for t in (False, True))
-    assert torch.equal(head.stream.pixels, whole.stream.pixels[:48])
-    assert rows_of(head.asked).isdisjoint(rows_of(whole.stream) | rows_of(whole.asked))
-    assert (head.at < 48).all()
+def test_the_sweep_sees_a_miniature_of_the_stream_and_no_test_image(folders: data.Folders) -> None:
+    whole, small = (data.build(stream_of(cell("npid", tuning=t)), folders, seed=0) for t in (False, True))
+    assert len(small.stream) == 0.4 * len(whole.stream)
+    assert set(small.stream.label[:24]) == set(whole.stream.label[:60])  # the same tasks
+    assert set(small.stream.label[24:]) == set(whole.stream.label[60:])
+    assert rows_of(small.asked).isdisjoint(rows_of(whole.stream) | rows_of(whole.asked))
+    assert torch.equal(small.stream.pixels[torch.from_numpy(small.at)], small.labelled.pixels)
+
+
+def test_settings_are_chosen_by_answers_to_questions_from_the_train_data(folders: data.Folders) -> None:
+    final, chosen = (
+        data.build(stream_of(cell_of("A", TINY, "npid", ROWS["npid"], 0, 0.06, tuning=False, held_out=h)), folders, 0)
+        for h in (False, True)
+    )
+    assert torch.equal(final.stream.pixels, chosen.stream.pixels)
+    assert rows_of(chosen.asked).isdisjoint(rows_of(final.asked) | rows_of(final.stream))
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -119,7 +130,7 @@ def test_a_setting_on_top_of_a_row_is_in_its_name_and_its_settings() -> None:
         changed("npit", [])
 
 
-@pytest.mark.parametrize("name", ["npid+cld", "none-gn", "random", "lightly-simclr", "lightly-moco"])
+@pytest.mark.parametrize("name", ["npid+cld", "none-gn", "random", "pixels", "lightly-simclr", "lightly-moco"])
 def test_a_cell_runs_and_is_not_run_again(name: str, folders: data.Folders, tmp_path: Path) -> None:
     if name.startswith("lightly"):
         pytest.importorskip("lightly")
@@ -129,8 +140,9 @@ def test_a_cell_runs_and_is_not_run_again(name: str, folders: data.Folders, tmp_
     (line,) = ledger.read(job.out)
     assert line["bad"] == 0
     assert line["points"][-1]["frames"] == 120
-    if name == "random":
+    if name in ("random", "pixels"):
         assert line["cbp"] == 0
+        assert name == "random" or line["linear"] > 0.9  # each class has a colour
     else:
         assert line["cbp"] == pytest.approx(120 * 2 * 2, rel=0.15)
         assert [p["share"] for p in line["points"] if "linear" in p] == [0.1, 0.25, 0.5, 1.0]

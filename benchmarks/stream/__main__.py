@@ -3,7 +3,7 @@ near-repeats), C (recorded sequences) and D (what stale features cost; measured 
 
     python -m benchmarks.stream --data FOLDER --work DIR [--tracks A B] [--rows ours fifo] [--jobs 2] [--minutes 30]
 
-Each row first gets the same learning-rate sweep on the head of the stream, judged on held-out train data; then every
+Each row first gets the same learning-rate sweep on a miniature of the stream, judged on held-out train data; then every
 seed runs at the best rate. A finished cell is one line of --out and is not run again; --minutes begins no further
 cell after that time. A row whose settings do not exist is left out with a message.
 """
@@ -34,7 +34,12 @@ def main() -> None:
         table.write(asked.out)
         return
     known = list(available(asked.tracks, [changed(name, asked.set) for name in asked.rows]))
-    sweep = [cell_of(*pair, 0, rate, tuning=True) for pair in known if pair[3].trained for rate in asked.rates]
+    sweep = [
+        cell_of(*pair, 0, rate, tuning=True)
+        for pair in known
+        if pair[3].trained
+        for rate in asked.rates or pair[3].rates or RATES
+    ]
     if asked.estimate:
         estimate.show([cell_of(*pair, 0, RATES[0], tuning=False) for pair in known], sweep, len(asked.seeds))
         return
@@ -74,7 +79,8 @@ def finals(known: Sequence[Pair], sweep: Sequence[Cell], asked: argparse.Namespa
     for seed in asked.seeds:
         for pair in known:
             mine = [c for c in sweep if (c.track, c.row) == (pair[0], pair[2])]
-            yield cell_of(*pair, seed, asked.rate or best_rate(mine, lines), tuning=False)
+            rate = asked.rate or best_rate(mine, lines)
+            yield cell_of(*pair, seed, rate, tuning=False, held_out=asked.held_out)
 
 
 def best_rate(mine: Sequence[Cell], lines: list[ledger.Line]) -> float:
@@ -98,9 +104,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="on top of the rows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of the sweep")
+    parser.add_argument("--rates", type=float, nargs="+", help="of the sweep, instead of each row's own")
     parser.add_argument("--rate", type=float, help="this learning rate, without a sweep")
     parser.add_argument("--tune", action="store_true", help="the sweep alone")
+    parser.add_argument("--held-out", action="store_true", help="asked with held-out train data: to choose settings by")
     parser.add_argument("--minutes", type=float, help="begin no cell after that")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each cell")

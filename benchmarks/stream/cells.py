@@ -34,7 +34,8 @@ class Cell:
     """What a line of the ledger is about: everything that its numbers depend on but the code.
 
     Attributes:
-        learner: "ours", "untrained", or the method of lightly.
+        tuning: a miniature of the stream, scored at its end alone.
+        learner: "ours", "untrained", "pixels", or the method of lightly.
         overrides: settings that are not at their default.
         stream: see `Stream`, as a plain dict.
     """
@@ -54,7 +55,17 @@ class Cell:
         return f"{self.track} {self.row} seed {self.seed}{kind}"
 
 
-def cell_of(track_name: str, track: Track, row_name: str, row: Row, seed: int, rate: float, *, tuning: bool) -> Cell:
+def cell_of(
+    track_name: str,
+    track: Track,
+    row_name: str,
+    row: Row,
+    seed: int,
+    rate: float,
+    *,
+    tuning: bool,
+    held_out: bool = False,
+) -> Cell:
     """The cell, checked: its settings exist.
 
     Raises:
@@ -63,11 +74,11 @@ def cell_of(track_name: str, track: Track, row_name: str, row: Row, seed: int, r
     stream = Stream(
         kind=track.kind, source=track.source, frames=track.frames, tasks=track.tasks, size=track.size,
         labelled_every=track.thin[0], asked_every=track.thin[1],
-        slice=track.slice if tuning else 1.0, shuffled=row.shuffled,
+        slice=track.slice if tuning else 1.0, held_out=tuning or held_out, shuffled=row.shuffled,
     )  # fmt: skip
     overrides = overrides_of(track, row, rate)
     settings_of(overrides, seed)
-    learner = "untrained" if not row.trained else row.lightly or "ours"
+    learner = "pixels" if row.pixels else "untrained" if not row.trained else row.lightly or "ours"
     return Cell(
         track=track_name, row=row_name, seed=seed, tuning=tuning, learner=learner, overrides=overrides,
         stream=vars(stream),
@@ -132,13 +143,14 @@ def make_learner(cell: Cell, device: str) -> Learner:
 
 def _measure(cell: Cell, problem: Problem, device: str) -> dict[str, Any]:
     """One pass over the stream, with a look at the encoder at every place."""
-    learner, judge = make_learner(cell, device), Judge(problem)
-    places = [1.0] if cell.tuning or cell.learner == "untrained" else list(PLACES)
+    learner, judge = make_learner(cell, device), Judge(problem, pixels=cell.learner == "pixels")
+    untrained = cell.learner in ("untrained", "pixels")
+    places = [1.0] if cell.tuning or untrained else list(PLACES)
     spent = probing = 0.0
     feed, n = Feed(max_lag=len(problem.stream)), len(problem.stream)
     for share in places:
         began = time.process_time()
-        if cell.learner == "untrained":
+        if untrained:
             learner.remember(feed.take(n, n))
         else:
             _train(learner, feed, problem.stream, round(share * n))

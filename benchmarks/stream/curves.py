@@ -23,7 +23,7 @@ def draw(track: str, groups: Groups, out: Path) -> Path:
             for points in zip(*(line["points"] for line in lines), strict=True)
         ]
         style: dict[str, Any] = {"color": f"C{place % 10}", "linestyle": ("-", "-.")[place // 10 % 2], "label": name}
-        if len(curve) == 1:  # untrained
+        if len(curve) == 1:  # not trained
             axes.axhline(curve[0][1], **(style | {"linestyle": ":"}))
             continue
         style |= {"linestyle": "--"} if "iid" in name else {}

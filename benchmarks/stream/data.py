@@ -26,7 +26,7 @@ HELD_OUT = 10
 """One train image in so many is in no stream and asks the questions of the learning-rate sweep."""
 
 HELD_OUT_SEQUENCES = 5
-"""The same for recorded sequences, in the sweep alone: the final stream has them all."""
+"""The same for recorded sequences, where held-out data asks: the final stream has them all."""
 
 LABELLED, ASKED = 4_000, 2_000
 """Images that the probes of a split or clip stream learn from, and held-out images that ask."""
@@ -52,7 +52,8 @@ class Stream:
     Attributes:
         kind, source, frames, tasks, size: see `Track`.
         labelled_every, asked_every: thinning of a recorded set.
-        slice: share of the stream that is used; below 1, questions come from held-out train data.
+        slice: size: below 1 a miniature of it, with as many tasks and classes.
+        held_out: questions come from train data that is in no stream, for whatever is chosen by the answers.
         shuffled: in random order.
     """
 
@@ -64,6 +65,7 @@ class Stream:
     labelled_every: int
     asked_every: int
     slice: float
+    held_out: bool
     shuffled: bool
 
 
@@ -106,10 +108,6 @@ def build(s: Stream, folders: Folders, seed: int) -> Problem:
         order = np.random.default_rng([seed, 1]).permutation(n)
         place = np.append(np.argsort(order), -1)
         problem = replace(problem, stream=problem.stream[order], at=place[problem.at])
-    if s.slice < 1:
-        cut = int(s.slice * n)
-        at = np.where(problem.at < cut, problem.at, -1)
-        problem = replace(problem, stream=problem.stream[np.arange(cut)], at=at)
     return problem
 
 
@@ -128,7 +126,7 @@ def _split(s: Stream, folders: Folders, seed: int) -> Problem:
     train, rng = _read_images(folders, s.source, s.size, "train"), np.random.default_rng([seed, 0])
     usable, held = _hold_out(train)
     classes = rng.permutation(int(train.label.max()) + 1)
-    each = s.frames // len(classes)
+    each = round(s.slice * s.frames) // len(classes)
     of_class = {c: rng.choice(usable[train.label[usable] == c], each, replace=False) for c in classes.tolist()}
     tasks = [np.concatenate([of_class[c] for c in task]) for task in np.array_split(classes, s.tasks)]
     stream = train[np.concatenate([rng.permutation(task) for task in tasks])]
@@ -141,7 +139,7 @@ def _clips(s: Stream, folders: Folders, seed: int) -> Problem:
     train, rng = _read_images(folders, s.source, s.size, "train"), np.random.default_rng([seed, 0])
     usable, held = _hold_out(train)
     classes = rng.permutation(int(train.label.max()) + 1)
-    each = s.frames // clips.CLIP // len(classes)
+    each = max(1, round(s.slice * s.frames) // clips.CLIP // len(classes))
     usable = rng.permutation(usable)
     of_class = [usable[train.label[usable] == c] for c in classes.tolist()]
     sources = np.concatenate([rows[:each] for rows in of_class])
@@ -154,21 +152,28 @@ def _clips(s: Stream, folders: Folders, seed: int) -> Problem:
 
 
 def _recorded(s: Stream, folders: Folders, seed: int) -> Problem:
-    """As recorded. The sweep asks with every fifth train sequence, which then is in neither stream nor lesson."""
+    """As recorded. Where held-out data asks, it is every fifth train sequence, in neither stream nor lesson then."""
     del seed
     stream = _read_recorded(folders, s.source, s.size, "train")
-    if s.slice < 1:
-        sequence = np.unique(stream.origin.source, return_inverse=True)[1]
+    if s.held_out:
+        sequence = _sequences(stream)
         held = sequence % HELD_OUT_SEQUENCES == 0
         asked, stream = stream[np.flatnonzero(held)], stream[np.flatnonzero(~held)]
     else:
         asked = _read_recorded(folders, s.source, s.size, "eval")
+    sequence = _sequences(stream)
+    stream = stream[np.flatnonzero(((sequence + 1) * s.slice).astype(int) > (sequence * s.slice).astype(int))]
     at = np.arange(0, len(stream), s.labelled_every)
     return Problem(stream, stream[at], at, asked[np.arange(0, len(asked), s.asked_every)])
 
 
+def _sequences(frames: Frames) -> Ids:
+    """Which sequence each frame is of, from 0."""
+    return np.unique(frames.origin.source, return_inverse=True)[1]
+
+
 def _questions(s: Stream, folders: Folders, train: Frames, held: Ids) -> Frames:
-    return train[held[:ASKED]] if s.slice < 1 else _read_images(folders, s.source, s.size, "test")
+    return train[held[:ASKED]] if s.held_out else _read_images(folders, s.source, s.size, "test")
 
 
 def _hold_out(train: Frames) -> tuple[Ids, Ids]:

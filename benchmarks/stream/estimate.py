@@ -42,5 +42,5 @@ def _seconds(cell: Cell) -> float:
         learner.step(learner.plan(), pixels, torch.ones(batch))
     step = (time.process_time() - began) / STEPS
     looks = len(PLACES) * (QUICK_LABELLED + QUICK_ASKED) + 30_000
-    steps = 0 if cell.learner == "untrained" else frames / s.optim.fresh * s.train.updates_per_step
+    steps = 0 if cell.learner in ("untrained", "pixels") else frames / s.optim.fresh * s.train.updates_per_step
     return step * steps + looks * step / (8 * batch)  # a forward pass is a quarter of a step's two views

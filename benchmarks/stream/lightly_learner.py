@@ -21,6 +21,9 @@ __all__ = ["LightlyLearner"]
 MOCO_TEMPERATURE = 0.1
 """Of its MoCo example; SimCLR's is the loss's default, 0.5."""
 
+MOCO_BATCHES = 4
+"""Batches of keys in its memory bank: with more, a replayed frame meets older keys of its own as negatives."""
+
 
 class LightlyLearner(Learner):
     """A learner whose instance head and instance term come from lightly; CLD is off."""
@@ -57,14 +60,14 @@ class _MoCo(Branch):
 
     def __init__(self, settings: Settings, encoder: Encoder) -> None:
         super().__init__(settings, encoder)
-        self._loss = NTXentLoss(MOCO_TEMPERATURE, (settings.loss.queue, settings.encoder.feature_dim))
+        self._loss = NTXentLoss(MOCO_TEMPERATURE, (MOCO_BATCHES * settings.optim.batch, settings.encoder.feature_dim))
         self.key_encoder = MomentumEncoder(encoder, settings.loss.key_momentum)
 
     def forward(self, batch: Batch) -> Tensor:
-        """One query, one key."""
-        (k_ND,) = self.key_encoder(batch.views[1:2], batch.pieces)
+        """Each view is the query once, and the other one its key."""
+        k_VND = self.key_encoder(batch.views, batch.pieces)
         with torch.autocast(batch.f1_ND.device.type, enabled=False):
-            loss: Tensor = self._loss(batch.f1_ND, k_ND)
+            loss: Tensor = (self._loss(batch.f1_ND, k_VND[1]) + self._loss(batch.f2_ND, k_VND[0])) / 2
         return loss
 
     def follow(self, encoder: Encoder) -> None:

@@ -41,6 +41,8 @@ class Row:
         alone: no replay: the memory is the newest batch, and all the steps that a batch is worth are taken on it.
         trained: False = the random encoder.
         lightly: "simclr" or "moco": loss and projection head of the package `lightly`.
+        pixels: the features are the pixels of the view.
+        rates: learning rates of its sweep, where the common ones do not hold its best.
     """
 
     what: str
@@ -50,12 +52,20 @@ class Row:
     alone: bool = False
     trained: bool = True
     lightly: str | None = None
+    pixels: bool = False
+    rates: tuple[float, ...] | None = None
 
 
 ROWS = {
+    "pixels": Row("the pixels themselves", SIMCLR | RESERVOIR, trained=False, pixels=True),
     "random": Row("random encoder", SIMCLR | RESERVOIR, trained=False),
     "none-bn": Row("no replay, BatchNorm; SimCLR", SIMCLR, alone=True),
-    "none-gn": Row("no replay, GroupNorm; SimCLR", SIMCLR | {"encoder.norm": "group"}, alone=True),
+    "none-gn": Row(
+        "no replay, GroupNorm; SimCLR",
+        SIMCLR | {"encoder.norm": "group"},
+        alone=True,
+        rates=(0.004, 0.008, 0.015, 0.03),
+    ),
     "fifo": Row("FIFO; SimCLR", SIMCLR | {"buffer.policy": "fifo"}),
     "reservoir": Row("reservoir; SimCLR", SIMCLR | RESERVOIR),
     "minred": Row("MinRed; SimCLR", SIMCLR | {"buffer.policy": "minred"}),
@@ -70,6 +80,7 @@ ROWS = {
     "ours": Row("ours: recipe `stream`", recipe="stream"),
     "iid-0": Row("i.i.d., NPID, reservoir", NPID | PLAIN | RESERVOIR, shuffled=True),
     "iid-1": Row("i.i.d., NPID + CLD, reservoir", NPID | RESERVOIR, shuffled=True),
+    "iid-simclr": Row("i.i.d., SimCLR, reservoir", SIMCLR | RESERVOIR, shuffled=True),
     "ours-iid": Row("i.i.d., recipe `stream`", recipe="stream", shuffled=True),
 }
 
@@ -104,6 +115,7 @@ def overrides_of(track: Track, row: Row, rate: float) -> Overrides:
             "buffer.policy": "fifo",
             "buffer.capacity": track.batch,
             "optim.fresh": track.batch,
+            "optim.shown": 0,
             "train.updates_per_step": track.passes,
         }
     return found | row.overrides | {"optim.lr": rate}

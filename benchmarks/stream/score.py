@@ -36,10 +36,12 @@ class Judge:
     """Collects the points of a cell's curve.
 
     Attributes:
+        pixels: features are the pixels of the central view, whatever the encoder.
         points: one a look, in order.
     """
 
     problem: Problem
+    pixels: bool = False
     points: list[dict[str, Any]] = field(default_factory=list)
     _stored_ND: Tensor | None = None
 
@@ -51,7 +53,7 @@ class Judge:
         rows = np.arange(len(p.labelled)) if full else quick
         most = len(p.asked) if share == 1 else MARK_ASKED if full else QUICK_ASKED
         asks = np.arange(0, len(p.asked), -(-len(p.asked) // most))
-        embed = _Embed(learner, p.stream)
+        embed = _Embed(learner, p.stream, pixels=self.pixels)
         (h_ND, f_Nd), (asked_QD, asked_Qd) = embed(p.labelled[rows]), embed(p.asked[asks])
         labels_N, truth_Q = (
             torch.from_numpy(v).to(learner.device) for v in (p.labelled.label[rows], p.asked.label[asks])
@@ -95,7 +97,8 @@ class Judge:
 class _Embed:
     """The averaged encoder, with batch-norm statistics of the buffer: what a snapshot would hold."""
 
-    def __init__(self, learner: Learner, stream: Frames) -> None:
+    def __init__(self, learner: Learner, stream: Frames, *, pixels: bool) -> None:
+        self._pixels = pixels
         ids = torch.from_numpy(learner.buffer.ids[learner.draw(_BN_BATCHES * _BATCH)])
         parts = [rows for rows in torch.split(ids, _BATCH) if len(rows) > 1]
         self._device, self._crop = learner.device, learner.settings.encoder.crop
@@ -103,10 +106,14 @@ class _Embed:
 
     def __call__(self, frames: Frames) -> tuple[Tensor, Tensor]:
         """Backbone features and unit f_I, in float32."""
-        outs = []
+        outs, flat = [], []
         for pixels, aspect in zip(torch.split(frames.pixels, _BATCH), torch.split(frames.aspect, _BATCH), strict=True):
             x = central_view(pixels.to(self._device), aspect, self._crop)
             outs.append(self._encoder(x.contiguous(memory_format=torch.channels_last)))
+            flat.append(x.flatten(1))
+        if self._pixels:
+            h_ND = torch.cat(flat).float()
+            return h_ND, F.normalize(h_ND)
         return torch.cat([o.backbone_ND for o in outs]).float(), torch.cat([o.instance_Nd for o in outs])
 
 

@@ -5,8 +5,11 @@ from typing import Any
 
 __all__ = ["RATES", "TRACKS", "Track"]
 
-RATES = (0.03, 0.06, 0.12)
-"""Learning rates of the sweep, the same for every row."""
+RATES = (0.015, 0.03, 0.06, 0.12)
+"""Learning rates of the sweep, the same for every row but where one names its own."""
+
+_SHOWN = 8
+"""One frame of a batch in so many is new at most (the anchors have 10 in 138): the others are replayed."""
 
 Overrides = dict[str, Any]
 
@@ -22,8 +25,8 @@ class Track:
         tasks: of a split stream.
         size, crop: side of a stored frame and of a view [pixels].
         capacity: of the replay buffer [frames].
-        batch, fresh, updates: frames in a step, new ones among them, and steps for each batch of new ones.
-        slice: share of the stream that the learning rates are tuned on.
+        batch, fresh, updates: frames in a step, new ones that come with it, and steps for each such batch of new ones.
+        slice: size of the miniature of the stream that the learning rates are tuned on.
         thin: one labelled frame in so many, and one question in so many, of a recorded set.
         more: further settings.
     """
@@ -39,7 +42,7 @@ class Track:
     batch: int
     fresh: int
     updates: int = 1
-    slice: float = 0.2
+    slice: float = 0.4
     thin: tuple[int, int] = (1, 1)
     more: Overrides = field(default_factory=dict)
 
@@ -61,6 +64,7 @@ class Track:
             "buffer.capacity": self.capacity,
             "optim.batch": self.batch,
             "optim.fresh": self.fresh,
+            "optim.shown": min(self.fresh, self.batch // _SHOWN),
             "optim.warmup_steps": 30,
             "optim.amp": "always",
             "train.min_frames": 256,
@@ -71,12 +75,12 @@ class Track:
 TRACKS = {
     # 5 tasks of 2 classes; 24-pixel views cost half of 32-pixel ones (a mean crop of a 32-pixel picture has 25 a side)
     "A": Track(
-        kind="split", source="cifar10", frames=22_500, tasks=5, capacity=1_250, batch=96, fresh=32, slice=0.1
+        kind="split", source="cifar10", frames=22_500, tasks=5, capacity=1_250, batch=96, fresh=32, slice=0.3
     ),
     # CLA's low and CLIMB's high budget at full width, for a GPU
     "A-low": Track(
         kind="split", source="cifar10", frames=45_000, tasks=5, crop=32, width=1.0,
-        capacity=2_500, batch=120, fresh=40, slice=0.1,
+        capacity=2_500, batch=120, fresh=40, slice=0.2,
     ),
     "A-high": Track(
         kind="split", source="cifar10", frames=45_000, tasks=5, crop=32, width=1.0,
@@ -95,9 +99,8 @@ TRACKS = {
         kind="recorded", source="gtsrb-tracks", size=48, capacity=2_000, batch=96, fresh=24,
         thin=(4, 2), more={"augment.flip": 0.0},
     ),
-    # so short that a fifth of it would be a hundred steps
     "C-eth80": Track(
-        kind="recorded", source="eth80", size=48, capacity=400, batch=96, fresh=16, updates=3, slice=0.3,
+        kind="recorded", source="eth80", size=48, capacity=400, batch=96, fresh=16, updates=3, slice=0.5,
         more={"train.min_frames": 128},
     ),
 }  # fmt: skip
