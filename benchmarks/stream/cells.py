@@ -185,7 +185,9 @@ def _train(learner: Learner, feed: Feed, stream: Frames, until: int) -> None:
             continue
         chosen = shown(len(fresh), s.optim.shown)
         _step(learner, stream, learner.plan(fresh[chosen], origin[chosen]))
-        learner.remember(fresh[~chosen], origin[~chosen])
+        rest = torch.from_numpy(fresh[~chosen])
+        seen = stream.pixels[rest].to(learner.device), stream.aspect[rest].to(learner.device)
+        learner.remember(rest.tolist(), origin[~chosen], *seen)
         for _ in range(s.train.updates_per_step - 1):
             _step(learner, stream, learner.plan())
 

@@ -161,14 +161,32 @@ class Learner:
         self.clock += 1
         return StepReport(ok, loss.item(), instance.item(), cld.item(), lr, f1.detach(), g1.detach())
 
-    def remember(self, fresh: Iterable[int], origin: Origin | None = None) -> Admission:
-        """Admit frames without a step. Their bank rows are born when they are first replayed."""
+    def remember(
+        self,
+        fresh: Iterable[int],
+        origin: Origin | None = None,
+        pixels: Tensor | None = None,
+        aspect: Tensor | None = None,
+    ) -> Admission:
+        """Admit frames without a step. Their bank rows are born when they are first replayed.
+
+        Args:
+            fresh, origin: as `plan` takes them.
+            pixels, aspect: as `step` takes them, for a policy that wants to know what frames look like; None = it
+                learns that when they are replayed.
+
+        Raises:
+            DeviceFullError: memory does not hold looking at them; they are admitted.
+        """
         ids = _ids(fresh)
         rng = np.random.default_rng(self._entropy(5, *ids[:1].tolist()))  # several times between two steps
         admission = self.buffer.propose(ids, rng, origin)
         taken = admission.slots[admission.slots != EMPTY]
         self._bury(taken)  # the rows of those who were evicted
         self.buffer.apply(admission, self.clock)
+        if pixels is not None and aspect is not None and len(taken):
+            with foreseen_lack(f"looking at {len(taken)} frames on {self.device}"):
+                self._look_at(admission.slots, np.flatnonzero(admission.slots != EMPTY), pixels, aspect)
         return admission
 
     def forget(self, ids: Iterable[int]) -> Ids:
@@ -282,10 +300,14 @@ class Learner:
 
     def _look(self, plan: StepPlan, pixels: Tensor, aspect: Tensor) -> None:
         """Show the buffer's policy what frames of the batch look like, if it wants to know."""
+        if self.looks is not None:
+            self._look_at(plan.slots, self.looks.choose(plan.slots, plan.fresh), pixels, aspect)
+
+    def _look_at(self, slots: Ids, at: Ids, pixels: Tensor, aspect: Tensor) -> None:
+        """The frames `at` these places of slots and pixels."""
         if self.looks is None:
             return
-        at = self.looks.choose(plan.slots, plan.fresh)
-        slots = plan.slots[at]
+        slots = slots[at]
         for piece in self.pieces.of(len(at)):
             rows = torch.from_numpy(at[piece]).to(self.device)
             with self._autocast():

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cld_stream.learn.augment import central_view
@@ -53,9 +54,11 @@ class Looks:
     def look(
         self, average: WeightAverage, encoder: Encoder, slots: Ids, pixels: Tensor, aspect: Tensor, step: int
     ) -> None:
-        """Take the looks of these frames (distinct slots)."""
-        views = central_view(pixels, aspect, self._crop).contiguous(memory_format=torch.channels_last)
-        features = average.output(encoder, views).instance_Nd
+        """Take the looks of these frames (distinct slots), filled up with black ones to a multiple of `_AGAIN`."""
+        views = F.pad(central_view(pixels, aspect, self._crop), (0, 0, 0, 0, 0, 0, 0, -len(slots) % _AGAIN))
+        features = average.output(encoder, views.contiguous(memory_format=torch.channels_last)).instance_Nd[
+            : len(slots)
+        ]
         self.bank.fill(torch.from_numpy(slots).to(features.device), features, step)
 
     def forget(self, slots: Tensor) -> None:

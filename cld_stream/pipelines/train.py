@@ -228,7 +228,9 @@ class _Trainer:
     def _remember(self, batch: FreshBatch) -> None:
         """A place in the buffer, without a step."""
         if len(batch.ids):
-            slots = self._learner.remember(batch.ids, batch.origin).slots
+            device, aspect = self._learner.device, torch.from_numpy(batch.aspect)
+            seen = batch.pixels.to(device, non_blocking=True), aspect.to(device)
+            slots = self._learner.remember(batch.ids, batch.origin, *seen).slots
             self._cache.put(batch.ids, slots, batch.pixels, batch.aspect)
 
     def _step(self, batch: FreshBatch | None, committed: int) -> bool:

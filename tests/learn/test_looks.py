@@ -40,6 +40,23 @@ def test_a_look_is_the_feature_of_the_central_view_under_the_averaged_weights() 
     assert learner.encoder.training
 
 
+def test_frames_that_are_only_remembered_are_looked_at_if_their_pixels_are_there() -> None:
+    learner = Learner(load_settings(overrides=[*SMALL, "buffer.policy=minred", "buffer.capacity=200"]))
+    run(learner, 6)
+    assert learner.looks is not None
+    known = int(learner.looks.bank.live_M.sum())
+    learner.remember(range(100, 107))
+    assert int(learner.looks.bank.live_M.sum()) == known
+    slots = learner.remember(range(110, 117), None, PIXELS[110:117], torch.full((7,), 1.5)).slots
+    encoder = learner.average.module(learner.encoder).eval()
+    with torch.no_grad():
+        views = central_view(PIXELS[110:117], torch.full((7,), 1.5), 16)
+        expected = F.normalize(encoder(views).instance_Nd, dim=1)
+    torch.testing.assert_close(learner.looks.bank.rows_MD[torch.from_numpy(slots)], expected)
+    assert int(learner.looks.bank.live_M.sum()) == known + 7
+    assert step(learner, range(120, 128)).ok
+
+
 def test_what_was_looked_at_changes_nothing_in_the_training_of_a_buffer_that_is_not_full() -> None:
     settings = load_settings(overrides=[*SMALL, "buffer.capacity=200"])
     losses = {
