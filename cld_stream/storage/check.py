@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from sqlalchemy import select
+from sqlalchemy import null, select
 
 from cld_stream.errors import CldError, CorruptError
 from cld_stream.storage import schema
 from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint, none_whole
 from cld_stream.storage.database import among
 from cld_stream.storage.header import Header
-from cld_stream.storage.rowcheck import frame_crc
+from cld_stream.storage.rowcheck import frame_crc, without_checksums
 from cld_stream.storage.schema import Frames
 from cld_stream.storage.shards import LocalShards, read_array_state, read_element, read_index
 from cld_stream.storage.sidecars import read_sidecar, sidecar_path
@@ -65,8 +65,9 @@ def check(store: Store) -> list[Finding]:
 def _damaged_tail(store: Store, ids: list[int]) -> list[int]:
     """Those of some frames of the tail that are not what was committed. Rows of the first release have no checksum."""
     frames, tail = schema.frames, schema.tail
-    rows = select(frames, tail.c.jpeg, tail.c.crc).join_from(frames, tail, frames.c.id == tail.c.id, isouter=True)
     with store.catalog.reading() as tx:
+        crc = null().label("crc") if "tail" in without_checksums(tx) else tail.c.crc
+        rows = select(frames, tail.c.jpeg, crc).join_from(frames, tail, frames.c.id == tail.c.id, isouter=True)
         found = [row._asdict() for row in tx.execute(rows.where(among(frames.c.id, ids)))]
     whole = {
         row["id"]

@@ -15,7 +15,7 @@ from cld_stream.storage.catalog import Catalog, source_row
 from cld_stream.storage.database import among
 from cld_stream.storage.schema import SourceRow
 
-__all__ = ["add_checksums", "frame_crc", "note_source_crcs", "source_crc"]
+__all__ = ["add_checksums", "frame_crc", "note_source_crcs", "source_crc", "without_checksums"]
 
 _FRAME = ("id", "source", "time_s", "wall_utc", "shot", "aspect")
 
@@ -46,9 +46,14 @@ def note_source_crcs(tx: Connection, ids: Sequence[int]) -> None:
 def add_checksums(catalog: Catalog) -> None:
     """Give a catalog of an older release the columns; rows that are there already stay without."""
     with catalog.reading() as tx:
-        look = inspect(tx)
-        old = [t for t in ("tail", "sources") if "crc" not in {c["name"] for c in look.get_columns(t)}]
+        old = without_checksums(tx)
     if old:
         with catalog.writing() as tx:
             for table in old:
                 tx.execute(text(f"ALTER TABLE {table} ADD COLUMN crc BIGINT"))
+
+
+def without_checksums(tx: Connection) -> list[str]:
+    """Tables in which a catalog of an older release has no column for them."""
+    look = inspect(tx)
+    return [t for t in ("tail", "sources") if "crc" not in {c["name"] for c in look.get_columns(t)}]
