@@ -64,10 +64,10 @@ class _MoCo(Branch):
         self.key_encoder = MomentumEncoder(encoder, settings.loss.key_momentum)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Each view is the query once, and the other one its key."""
+        """Each view is the query once, and the other one its key; in one call, so that no key meets its own view."""
         k_VND = self.key_encoder(batch.views, batch.pieces)
         with torch.autocast(batch.f1_ND.device.type, enabled=False):
-            loss: Tensor = (self._loss(batch.f1_ND, k_VND[1]) + self._loss(batch.f2_ND, k_VND[0])) / 2
+            loss: Tensor = self._loss(torch.cat([batch.f1_ND, batch.f2_ND]), k_VND.flip(0).flatten(0, 1))
         return loss
 
     def follow(self, encoder: Encoder) -> None:

@@ -56,10 +56,8 @@ class Looks:
     ) -> None:
         """Take the looks of these frames (distinct slots), filled up with black ones to a multiple of `_AGAIN`."""
         views = F.pad(central_view(pixels, aspect, self._crop), (0, 0, 0, 0, 0, 0, 0, -len(slots) % _AGAIN))
-        features = average.output(encoder, views.contiguous(memory_format=torch.channels_last)).instance_Nd[
-            : len(slots)
-        ]
-        self.bank.fill(torch.from_numpy(slots).to(features.device), features, step)
+        features = average.output(encoder, views.contiguous(memory_format=torch.channels_last)).instance_Nd
+        self.bank.fill(torch.from_numpy(slots).to(features.device), features[: len(slots)], step)
 
     def forget(self, slots: Tensor) -> None:
         """The frames of these slots are gone."""
