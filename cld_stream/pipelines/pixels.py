@@ -150,7 +150,9 @@ class FreshBatch:
     feed: Feed
 
     def part(self, chosen: NDArray[np.bool_]) -> "FreshBatch":
-        """Those of the frames; the feed stays where it is."""
+        """Those of the frames, without a copy where it is all of them; the feed stays where it is."""
+        if chosen.all():
+            return self
         pixels = self.pixels[torch.from_numpy(chosen)]
         return replace(
             self, ids=self.ids[chosen], pixels=pixels, aspect=self.aspect[chosen], origin=self.origin[chosen]

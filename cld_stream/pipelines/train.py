@@ -207,8 +207,7 @@ class _Trainer:
 
     def _still_there(self, batch: FreshBatch) -> FreshBatch:
         """Without the frames that left the store after they were read ahead."""
-        kept = np.isin(batch.ids, self._store.catalog.rows(batch.ids).ids)
-        return batch if kept.all() else batch.part(kept)
+        return batch.part(np.isin(batch.ids, self._store.catalog.rows(batch.ids).ids))
 
     def _feed(self, batch: FreshBatch, committed: int, limit: int | None) -> None:
         """Fresh frames: the steps they are worth, or only a place in the buffer while there are too few."""
