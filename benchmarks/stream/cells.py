@@ -186,8 +186,7 @@ def _train(learner: Learner, feed: Feed, stream: Frames, until: int) -> None:
         chosen = shown(len(fresh), s.optim.shown)
         _step(learner, stream, learner.plan(fresh[chosen], origin[chosen]))
         rest = torch.from_numpy(fresh[~chosen])
-        seen = stream.pixels[rest].to(learner.device), stream.aspect[rest].to(learner.device)
-        learner.remember(rest.tolist(), origin[~chosen], *seen)
+        learner.remember(rest.tolist(), origin[~chosen], stream.pixels[rest], stream.aspect[rest])
         for _ in range(s.train.updates_per_step - 1):
             _step(learner, stream, learner.plan())
 

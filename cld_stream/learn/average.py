@@ -57,8 +57,10 @@ class WeightAverage:
         assert isinstance(module, nn.Module)
         mode = module.training
         module.eval()
-        out: OutT = functional_call(module, self._average, (x,))
-        module.train(mode)
+        try:
+            out: OutT = functional_call(module, self._average, (x,))
+        finally:
+            module.train(mode)
         return out
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 Randomness is a function of (seed, salt, clock): nothing else has to be saved to go on bit for bit.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cld_stream.config import EncoderSettings, Settings
+from cld_stream.errors import DeviceFullError
 from cld_stream.learn.alignment import Alignment
 from cld_stream.learn.augment import RandomViews, central_view
 from cld_stream.learn.average import WeightAverage, estimate_batch_norm
@@ -29,6 +31,8 @@ from cld_stream.learn.plan import StepPlan, StepReport
 from cld_stream.learn.undo import Undo
 
 __all__ = ["Learner", "StepPlan", "StepReport"]
+
+log = logging.getLogger("cld_stream.train")
 
 Array = NDArray[Any]
 
@@ -50,7 +54,7 @@ class Learner:
     ) -> None:
         self.settings, self.device = settings, torch.device(device)
         self.clock = self.updates = self.salt = self.cbp = 0
-        self.rate, self.pieces = 1.0, Pieces()
+        self.rate, self.pieces, self._told_unseen = 1.0, Pieces(), False
         optim, rows = settings.optim, settings.buffer.capacity
         with torch.random.fork_rng(devices=[]):  # the same start on every device
             torch.manual_seed(optim.seed)
@@ -172,11 +176,8 @@ class Learner:
 
         Args:
             fresh, origin: as `plan` takes them.
-            pixels, aspect: as `step` takes them, for a policy that wants to know what frames look like; None = it
-                learns that when they are replayed.
-
-        Raises:
-            DeviceFullError: memory does not hold looking at them; they are admitted.
+            pixels, aspect: as `step` takes them, on any device, for a policy that wants to know what frames look
+                like; None = it learns that when they are replayed.
         """
         ids = _ids(fresh)
         rng = np.random.default_rng(self._entropy(5, *ids[:1].tolist()))  # several times between two steps
@@ -185,8 +186,7 @@ class Learner:
         self._bury(taken)  # the rows of those who were evicted
         self.buffer.apply(admission, self.clock)
         if pixels is not None and aspect is not None and len(taken):
-            with foreseen_lack(f"looking at {len(taken)} frames on {self.device}"):
-                self._look_at(admission.slots, np.flatnonzero(admission.slots != EMPTY), pixels, aspect)
+            self._look_at(admission.slots, np.flatnonzero(admission.slots != EMPTY), pixels, aspect)
         return admission
 
     def forget(self, ids: Iterable[int]) -> Ids:
@@ -304,15 +304,25 @@ class Learner:
             self._look_at(plan.slots, self.looks.choose(plan.slots, plan.fresh), pixels, aspect)
 
     def _look_at(self, slots: Ids, at: Ids, pixels: Tensor, aspect: Tensor) -> None:
-        """The frames `at` these places of slots and pixels."""
-        if self.looks is None:
+        """The frames `at` these places of slots and pixels. What memory does not hold is left to a later replay."""
+        if (looks := self.looks) is None:
             return
         slots = slots[at]
-        for piece in self.pieces.of(len(at)):
-            rows = torch.from_numpy(at[piece]).to(self.device)
-            with self._autocast():
-                self.looks.look(self.average, self.encoder, slots[piece], pixels[rows], aspect[rows], self.clock)
-        self.buffer.follow(self.looks.bank.rows_MD, self.looks.bank.live_M, slots)
+
+        def look() -> None:
+            for piece in self.pieces.of(len(at)):
+                rows = torch.from_numpy(at[piece])
+                seen = pixels[rows].to(self.device), aspect[rows].to(self.device)
+                with self._autocast():
+                    looks.look(self.average, self.encoder, slots[piece], *seen, self.clock)
+
+        try:
+            self.pieces.attempt(look, len(at), f"looking at {len(at)} frames on {self.device}")
+        except DeviceFullError as error:
+            if not self._told_unseen:
+                log.warning("training goes on, and buffer.policy sees frames later, in a replay (said once): %s", error)
+            self._told_unseen = True
+        self.buffer.follow(looks.bank.rows_MD, looks.bank.live_M, slots)
 
     def _newborn(self, plan: StepPlan, slots: Tensor) -> Tensor:
         """Frames with a slot whose bank row is not theirs yet: fresh ones, and those only remembered so far."""

@@ -217,8 +217,8 @@ class _Trainer:
         may_step = buffered >= FEWEST and (enough or batch.feed.lag(committed) == 0)
         chosen = shown(len(batch.ids), learner.settings.optim.shown)
         stepped = may_step and self._step(batch.part(chosen), committed)
+        keeper.feed = batch.feed  # whatever happens from here on, they are used
         self._remember(batch.part(~chosen) if stepped else batch)
-        keeper.feed = batch.feed
         keeper.idle_steps = min(self._settings.idle_steps, keeper.idle_steps + len(batch.ids))
         for _ in range(self._settings.updates_per_step - 1 if stepped else 0):
             if limit is None or self._steps < limit:
@@ -227,9 +227,8 @@ class _Trainer:
     def _remember(self, batch: FreshBatch) -> None:
         """A place in the buffer, without a step."""
         if len(batch.ids):
-            device, aspect = self._learner.device, torch.from_numpy(batch.aspect)
-            seen = batch.pixels.to(device, non_blocking=True), aspect.to(device)
-            slots = self._learner.remember(batch.ids, batch.origin, *seen).slots
+            aspect = torch.from_numpy(batch.aspect)
+            slots = self._learner.remember(batch.ids, batch.origin, batch.pixels, aspect).slots
             self._cache.put(batch.ids, slots, batch.pixels, batch.aspect)
 
     def _step(self, batch: FreshBatch | None, committed: int) -> bool:

@@ -126,6 +126,44 @@ def test_embedding_takes_fewer_frames_at_a_time_where_memory_runs_out(caplog: py
         embedder.embed(pixels, aspect)
 
 
+@pytest.mark.parametrize(("room_for", "seen_at_once"), [(8, True), (0, False)])
+def test_frames_that_memory_does_not_hold_to_be_looked_at_are_fed_once_and_looked_at_later(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    room_for: int,
+    seen_at_once: bool,  # in pieces
+) -> None:
+    settings = load_settings(overrides=[*SMALL, "buffer.policy=minred", "optim.fresh=16", "optim.shown=4"])
+    grow(tmp_path, 48, settings)
+    short = True
+
+    def no_room_to_look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if short and not module.training:
+            no_room_for(room_for)(module, inputs)
+
+    def built(*args: Any) -> nn.Module:
+        encoder = build_encoder(*args)
+        encoder.register_forward_pre_hook(no_room_to_look)
+        return encoder
+
+    monkeypatch.setattr("cld_stream.learn.learner.build_encoder", built)
+    report = train(tmp_path, settings, steps=3)
+    assert (report.steps, report.fed, report.lag) == (3, 48, 0)
+    told = [r.getMessage() for r in caplog.records if "out of memory" in r.getMessage()]
+    assert "looking at 12 frames on cpu: out of memory with 12 frames at a time" in " ".join(told)
+    assert len([line for line in told if "sees frames later, in a replay (said once)" in line]) == (not seen_at_once)
+    saved = load_checkpoint(tmp_path)
+    assert (saved.meta["feed"]["cursor"], saved.tensors["buffer.seen"][0]) == (48, 48), "each frame once"
+    held = saved.tensors["buffer.ids"] >= 0
+    assert set(saved.tensors["looks.live"][held]) == {seen_at_once}
+    short = False
+    train(tmp_path, settings, steps=30)
+    later = load_checkpoint(tmp_path)
+    assert later.tensors["buffer.seen"][0] == 48
+    assert later.tensors["looks.live"][later.tensors["buffer.ids"] >= 0].all()
+
+
 def test_training_goes_on_where_memory_does_not_hold_a_look_or_a_publication(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
