@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from benchmarks.offline import ledger
 from benchmarks.stream import data, table
@@ -15,7 +16,9 @@ from benchmarks.stream.clips import CLIP, render
 from benchmarks.stream.findings import first_reached
 from benchmarks.stream.rows import ROWS, changed, settings_of
 from benchmarks.stream.tracks import TRACKS, Track
+from benchmarks.stream.watched import Watched
 from cld_stream.errors import UsageError
+from cld_stream.learn.learner import Learner
 
 CLASSES, EACH = 4, 40
 
@@ -147,6 +150,7 @@ def test_a_cell_runs_and_is_not_run_again(name: str, folders: data.Folders, tmp_
         assert line["cbp"] == pytest.approx(120 * 2 * 2, rel=0.15)
         assert [p["share"] for p in line["points"] if "linear" in p] == [0.1, 0.25, 0.5, 1.0]
         assert {"recall1_fresh", "recall1_stored"} <= line["points"][0].keys()
+        assert {p["guard"] for p in line["points"]} <= {"ok", "warn", "hold", "rollback"}
     assert finish(cell(name), replace(job, deadline=0))
     assert len(ledger.read(job.out)) == 1
 
@@ -156,12 +160,13 @@ def line_of(found: Cell, score: float) -> dict[str, object]:
         {
             "share": share, "frames": 100 * share, "cbp": 1000 * share, "knn": score * share, "linear": score * share,
             "recall1_fresh": 0.5, "recall1_stored": 0.4, "recall10_fresh": 0.9, "recall10_stored": 0.85,
+            "guard": "warn" if share == 0.25 else "ok", "kept": 0.4 + share,
         }
         for share in (0.1, 0.25, 0.5, 1.0)
     ]  # fmt: skip
     numbers = {"linear": score, "knn": score, "knn_f": score, "ca": score / 2, "cbp": 1000, "cpu_seconds": 5.0}
     where = {"probe_cpu_seconds": 1.0, "peak_mb": 10, "bad": 0, "machine": "m", "torch": "t", "date": "2026-11-25"}
-    return vars(found) | numbers | where | {"points": points}
+    return vars(found) | numbers | where | {"code": "abc", "points": points}
 
 
 def test_the_page_is_made_from_lines(tmp_path: Path) -> None:
@@ -179,6 +184,8 @@ def test_the_page_is_made_from_lines(tmp_path: Path) -> None:
     assert "FA of fifo: 50.6% of the decorrelated stream's (iid-1)" in page
     assert "| npid+cld | 7.1 | 17.8 | 35.5 | 71.0 | 718 |" in page  # up to reservoir's 51.0 after 718 of 1,000 passes
     assert "| A | npid | 33.0 |" in page
+    assert "| A | fifo | 8 | 2 | 0 | 0 | 0.50 |" in page  # the guard
+    assert "code of abc." in page
     assert "+10.0" in page
     assert page.endswith("## Notes\n\nBy hand.\n")
     assert (tmp_path / "stream-A.png").stat().st_size > 10_000
@@ -188,3 +195,20 @@ def test_an_accuracy_that_is_never_reached_has_no_cost() -> None:
     line = line_of(cell("npid"), 0.5)
     assert first_reached([line], 0.6) is None
     assert first_reached([line], 0.01) == 100
+
+
+def test_the_guard_is_asked_as_the_daemon_asks_it_and_nothing_is_published_while_it_holds() -> None:
+    learner, rng = Learner(settings_of(cell("npid").overrides, 0)), np.random.default_rng(0)
+    good = F.normalize(torch.from_numpy(rng.normal(size=(600, 16))).float())
+    collapsed = F.normalize(good[:1] + 0.01 * good)
+    watched = Watched(learner)
+
+    def look(features: torch.Tensor, fed: int) -> dict[str, object]:
+        learner.clock = learner.updates = fed
+        return watched.look(lambda at: features[torch.from_numpy(at)], fed, None)
+
+    assert look(good, 300) == {"guard": "ok", "kept": 1.0}  # nothing to compare with
+    assert look(good, 400) == {"guard": "ok", "kept": 1.0}
+    assert look(collapsed, 500)["guard"] == "rollback"
+    assert look(collapsed, 550)["guard"] == "rollback"  # still against what was good
+    assert look(good, 600) == {"guard": "ok", "kept": 1.0}

@@ -3,10 +3,12 @@
 import os
 import platform
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from multiprocessing import get_context
@@ -14,7 +16,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.offline import ledger
@@ -22,11 +23,14 @@ from benchmarks.stream.data import Folders, Frames, Problem, Stream, build
 from benchmarks.stream.rows import Row, overrides_of, settings_of
 from benchmarks.stream.score import PLACES, Judge
 from benchmarks.stream.tracks import Track
+from benchmarks.stream.watched import Watched
 from cld_stream.learn.feed import Feed, shown
-from cld_stream.learn.learner import Learner
+from cld_stream.learn.learner import Learner, StepPlan, StepReport
 from cld_stream.learn.memory import keep_freed_memory
 
 __all__ = ["Cell", "Job", "cell_of", "finish", "finish_all", "make_learner"]
+
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,7 @@ def finish(cell: Cell, job: Job) -> bool:
         "machine": _machine(job.device),
         "torch": torch.__version__,
         "date": f"{date.today():%Y-%m-%d}",
+        "code": _commit(),
     }
     ledger.add(job.out, cell, found)
     print(
@@ -143,20 +148,22 @@ def make_learner(cell: Cell, device: str) -> Learner:
 
 def _measure(cell: Cell, problem: Problem, device: str) -> dict[str, Any]:
     """One pass over the stream, with a look at the encoder at every place."""
-    learner, judge = make_learner(cell, device), Judge(problem, pixels=cell.learner == "pixels")
-    untrained = cell.learner in ("untrained", "pixels")
+    learner, untrained = make_learner(cell, device), cell.learner in ("untrained", "pixels")
+    watched = None if untrained or cell.tuning else Watched(learner)
+    judge = Judge(problem, cell.learner == "pixels", watched)
     places = [1.0] if cell.tuning or untrained else list(PLACES)
     spent = probing = 0.0
     feed, n = Feed(max_lag=len(problem.stream)), len(problem.stream)
+    report: StepReport | None = None
     for share in places:
         began = time.process_time()
         if untrained:
             learner.remember(feed.take(n, n))
         else:
-            _train(learner, feed, problem.stream, round(share * n))
+            report = _train(learner, feed, problem.stream, round(share * n)) or report
         spent += time.process_time() - began
         began = time.process_time()
-        judge.look(learner, share, feed.cursor)
+        judge.look(learner, share, feed.cursor, report)
         probing += time.process_time() - began
     last = judge.points[-1]
     even = [p["knn"] for p in judge.points if round(100 * p["share"]) % 10 == 0]
@@ -174,9 +181,12 @@ def _measure(cell: Cell, problem: Problem, device: str) -> dict[str, Any]:
     }
 
 
-def _train(learner: Learner, feed: Feed, stream: Frames, until: int) -> None:
-    """Feed whole batches as the daemon does, until the cursor is there: remember, and once there are enough, step."""
-    s = learner.settings
+def _train(learner: Learner, feed: Feed, stream: Frames, until: int) -> StepReport | None:
+    """Feed whole batches as the daemon does, until the cursor is there: remember, and once there are enough, step.
+
+    Returns the last step's report.
+    """
+    s, report = learner.settings, None
     while feed.cursor < until:
         fresh = feed.take(s.optim.fresh, len(stream))
         origin, buffered = stream.origin[fresh], len(learner.buffer) + len(fresh)
@@ -184,16 +194,25 @@ def _train(learner: Learner, feed: Feed, stream: Frames, until: int) -> None:
             learner.remember(fresh, origin)
             continue
         chosen = shown(len(fresh), s.optim.shown)
-        _step(learner, stream, learner.plan(fresh[chosen], origin[chosen]))
+        report = _step(learner, stream, learner.plan(fresh[chosen], origin[chosen]))
         rest = torch.from_numpy(fresh[~chosen])
         learner.remember(rest.tolist(), origin[~chosen], stream.pixels[rest], stream.aspect[rest])
         for _ in range(s.train.updates_per_step - 1):
-            _step(learner, stream, learner.plan())
+            report = _step(learner, stream, learner.plan())
+    return report
 
 
-def _step(learner: Learner, stream: Frames, plan: Any) -> None:
-    rows = torch.from_numpy(np.asarray(plan.wanted))
-    learner.step(plan, stream.pixels[rows].to(learner.device), stream.aspect[rows])
+def _step(learner: Learner, stream: Frames, plan: StepPlan) -> StepReport:
+    rows = torch.from_numpy(plan.wanted)
+    return learner.step(plan, stream.pixels[rows].to(learner.device), stream.aspect[rows])
+
+
+def _commit() -> str:
+    """Of the checkout; "" where there is none."""
+    with suppress(OSError):
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=_HERE, capture_output=True, text=True)
+        return done.stdout.strip()
+    return ""
 
 
 def _machine(device: str) -> str:

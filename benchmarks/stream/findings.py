@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.stream.rows import BASELINES
 from benchmarks.stream.score import MARKS
 
-__all__ = ["best", "findings", "first_reached", "staleness"]
+__all__ = ["alarms", "best", "findings", "first_reached", "staleness"]
 
 Line = dict[str, Any]
 Groups = dict[tuple[str, str], list[Line]]
@@ -61,6 +61,24 @@ def staleness(groups: Groups) -> list[str]:
             fresh, stored = (100 * mean(p[f"recall{k}_{kind}"] for p in points) for kind in ("fresh", "stored"))
             cells += [f"{fresh:.1f}", f"{stored:.1f}", f"{fresh - stored:+.1f}"]
         table.append(f"| {track} | {name} | {' | '.join(cells)} |")
+    return table if len(table) > head else []
+
+
+def alarms(groups: Groups) -> list[str]:
+    """What the guard of the daemon said at the places of the stream where the encoder was looked at."""
+    table = [
+        "The guard of `train` at every place where the encoder is looked at; each is a publication, unless it holds. "
+        "Least share: of the best so far.",
+        "",
+        "| track | row | looks | warnings | held | roll-backs | least share |",
+        "| --- " * 7 + "|",
+    ]
+    head = len(table)
+    for (track, name), lines in groups.items():
+        looks = [p for line in lines for p in line["points"] if "guard" in p]
+        if looks:
+            counts = " | ".join(str(sum(p["guard"] == level for p in looks)) for level in ("warn", "hold", "rollback"))
+            table.append(f"| {track} | {name} | {len(looks)} | {counts} | {min(p['kept'] for p in looks):.2f} |")
     return table if len(table) > head else []
 
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.stream.data import Frames, Problem
+from benchmarks.stream.watched import Watched
 from cld_stream.learn.augment import central_view
-from cld_stream.learn.learner import Learner
+from cld_stream.learn.learner import Learner, StepReport
 from cld_stream.learn.probes import effective_rank, knn_classify, linear_probe, retrieval
 
 __all__ = ["MARKS", "PLACES", "Judge"]
@@ -37,17 +38,19 @@ class Judge:
 
     Attributes:
         pixels: features are the pixels of the central view, whatever the encoder.
+        watched: the guard, which looks at every place, too.
         points: one a look, in order.
     """
 
     problem: Problem
     pixels: bool = False
+    watched: Watched | None = None
     points: list[dict[str, Any]] = field(default_factory=list)
     _stored_ND: Tensor | None = None
 
     @torch.no_grad()
-    def look(self, learner: Learner, share: float, fed: int) -> None:
-        """Score the averaged encoder after `fed` frames; before the end on an even subset."""
+    def look(self, learner: Learner, share: float, fed: int, report: StepReport | None) -> None:
+        """Score the averaged encoder after `fed` frames, and the last step; before the end on an even subset."""
         p, full = self.problem, share in MARKS
         quick = np.arange(0, len(p.labelled), -(-len(p.labelled) // QUICK_LABELLED))
         rows = np.arange(len(p.labelled)) if full else quick
@@ -71,6 +74,8 @@ class Judge:
             point["linear"] = _share(found.predicted_Q, truth_Q)
         some = quick if full else slice(None)  # rows of the labelled frames that are looked at every time
         point |= self._stale(f_Nd[some], labels_N[some], p.at[quick], asked_Qd, truth_Q, fed)
+        if self.watched is not None:
+            point |= self.watched.look(lambda at: embed(p.stream[at])[1], fed, report)
         self.points.append(point)
 
     def _stale(

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.offline import ledger
 from benchmarks.stream import curves
-from benchmarks.stream.findings import findings, staleness
+from benchmarks.stream.findings import alarms, findings, staleness
 from benchmarks.stream.rows import ROWS
 from benchmarks.stream.tracks import TRACKS
 
@@ -42,6 +42,8 @@ def write(out: Path) -> None:
         text += ["", f"![accuracy against frames seen]({picture.name})", "", *findings(track, final)]
     if stale := staleness(final):
         text += ["", "## Track D: the cost of stale features", "", *stale]
+    if said := alarms(final):
+        text += ["", "## The guard", "", *said]
     if tuned:
         text += ["", "## Learning rates", "", *sweep(tuned)]
     before = page.read_text() if page.exists() else ""
@@ -118,5 +120,6 @@ def _stamp(lines: Sequence[Line]) -> list[str]:
     return [
         f"`python -m benchmarks.stream --data FOLDER --work DIR`; {'; '.join(machines)}; "
         f"{' to '.join(dict.fromkeys(dates[:: max(1, len(dates) - 1)]))}. "
-        f"{len(lines)} cells, {hours:.2f} CPU hours, {sum(line['bad'] for line in lines)} steps that were not finite."
+        f"{len(lines)} cells, {hours:.2f} CPU hours, {sum(line['bad'] for line in lines)} steps that were not finite; "
+        f"code of {', '.join(sorted({line['code'] for line in lines}))}."
     ]

@@ -7,13 +7,13 @@ from enum import IntEnum
 from typing import Any
 
 from cld_stream.config import GuardSettings
+from cld_stream.pipelines.measures import Shares
 from cld_stream.pipelines.metrics import log
 
-__all__ = ["Checkup", "Guard", "Level", "Shares", "assess"]
+__all__ = ["Checkup", "Guard", "Level", "assess"]
 
 _UNRELATED = 0.02  # agreement: hardly more than chance
 _KNOWS_NOTHING = 0.98  # of log(n)
-_NAMES = {"std": "spread", "rank": "effective rank", "entropy": "entropy of the groups"}
 
 
 class Level(IntEnum):
@@ -23,54 +23,6 @@ class Level(IntEnum):
     WARN = 1
     HOLD = 2
     ROLLBACK = 3
-
-
-@dataclass(frozen=True)
-class Shares:
-    """Spread, effective rank and group-size entropy of features, each as a share of some other features'.
-
-    1 = as good, near 0 = collapsed, NaN = not known or of no meaning.
-    """
-
-    std: float = math.nan
-    rank: float = math.nan
-    entropy: float = math.nan
-
-    @classmethod
-    def read(cls, numbers: Mapping[str, float | None]) -> "Shares":
-        """What `as_dict` gave."""
-        return cls(**{n: v for n in _NAMES if (v := numbers.get(n)) is not None})
-
-    def as_dict(self) -> dict[str, float | None]:
-        """As JSON holds it."""
-        return {n: None if math.isnan(v) else v for n, v in self._items()}
-
-    @property
-    def least(self) -> float:
-        """1 where nothing is known."""
-        return min((v for _, v in self._items() if not math.isnan(v)), default=1.0)
-
-    @property
-    def worst(self) -> str:
-        """In words: which of them is the least."""
-        return next((_NAMES[n] for n, v in self._items() if v == self.least), "")
-
-    def over(self, other: "Shares") -> "Shares":
-        """As shares of what has these shares itself; NaN where either is."""
-        return Shares(*(v / max(1e-6, w) for (_, v), (_, w) in zip(self._items(), other._items(), strict=True)))
-
-    def at_least(self, other: "Shares") -> "Shares":
-        """The greater of each; what is NaN counts for nothing."""
-        pairs = zip(self._items(), other._items(), strict=True)
-        return Shares(*(w if math.isnan(v) or w > v else v for (_, v), (_, w) in pairs))
-
-    def known_or(self, other: "Shares") -> "Shares":
-        """The other's where this is NaN."""
-        pairs = zip(self._items(), other._items(), strict=True)
-        return Shares(*(w if math.isnan(v) else v for (_, v), (_, w) in pairs))
-
-    def _items(self) -> list[tuple[str, float]]:
-        return [(n, getattr(self, n)) for n in _NAMES]
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from cld_stream.config import EncoderSettings, Settings, as_toml
 from cld_stream.learn.feed import Feed
 from cld_stream.learn.learner import Learner, StepReport
 from cld_stream.learn.probes import effective_rank, feature_std
-from cld_stream.pipelines.checkup import check_encoder, grown_up, loss_ratio
+from cld_stream.pipelines.checkup import check_encoder
 from cld_stream.pipelines.extend import Extender
 from cld_stream.pipelines.guard import Guard
 from cld_stream.pipelines.life import Life, Numbers
+from cld_stream.pipelines.measures import grown_up, loss_ratio
 from cld_stream.pipelines.metrics import MetricsLog, TrainProgress, finite, log
 from cld_stream.pipelines.patience import Attempts
 from cld_stream.pipelines.pixels import PixelCache

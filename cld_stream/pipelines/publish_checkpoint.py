@@ -4,8 +4,9 @@ from pathlib import Path
 
 from cld_stream.errors import HeldError
 from cld_stream.learn.learner import Learner
-from cld_stream.pipelines.checkup import check_encoder, grown_up
+from cld_stream.pipelines.checkup import check_encoder
 from cld_stream.pipelines.guard import Guard, Level, assess
+from cld_stream.pipelines.measures import grown_up
 from cld_stream.pipelines.publish import publish
 from cld_stream.pipelines.restore import buffer_batches, restore_learner
 from cld_stream.storage.checkpoints import Checkpoint

@@ -17,7 +17,8 @@ from cld_stream.learn.probes import knn_classify
 from cld_stream.pipelines.checkup import check_encoder
 from cld_stream.pipelines.embed import Embedder
 from cld_stream.pipelines.forget import forget
-from cld_stream.pipelines.guard import Checkup, Guard, Level, Shares, assess
+from cld_stream.pipelines.guard import Checkup, Guard, Level, assess
+from cld_stream.pipelines.measures import Shares
 from cld_stream.pipelines.publish_checkpoint import publish_checkpoint
 from cld_stream.pipelines.restore import buffer_batches, restore_learner
 from cld_stream.pipelines.snapshots import list_snapshots, open_snapshot
