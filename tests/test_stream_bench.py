@@ -175,6 +175,8 @@ def test_the_page_is_made_from_lines(tmp_path: Path) -> None:
     scores = {"fifo": 0.4, "reservoir": 0.5, "npid": 0.6, "npid+cld": 0.7, "iid-1": 0.8}
     cells = [(cell(name, seed=seed), score + 0.02 * seed) for seed in (0, 1) for name, score in scores.items()]
     cells.append((cell("npid", tuning=True), 0.33))
+    name, row = changed("npid", ["loss.groups=7"])
+    cells.append((cell_of("A", TINY, name, row, 1, 0.06, tuning=False), 0.52))
     out.write_text("".join(json.dumps(line_of(*pair)) + "\n" for pair in cells))
     out.with_suffix(".md").write_text("old\n\n## Notes\n\nBy hand.\n")
     table.write(out)
@@ -185,6 +187,7 @@ def test_the_page_is_made_from_lines(tmp_path: Path) -> None:
     assert "| npid+cld | 7.1 | 17.8 | 35.5 | 71.0 | 718 |" in page  # up to reservoir's 51.0 after 718 of 1,000 passes
     assert "| A | npid | 33.0 |" in page
     assert "| A | fifo | 8 | 2 | 0 | 0 | 0.50 |" in page  # the guard
+    assert "| A | npid: loss.groups=7 | 1 | 52.0 | -10.0 | -5.0 | -10.0 | -10.0 |" in page
     assert "code of abc." in page
     assert "+10.0" in page
     assert page.endswith("## Notes\n\nBy hand.\n")

@@ -11,7 +11,7 @@ from benchmarks.stream.findings import alarms, findings, staleness
 from benchmarks.stream.rows import ROWS
 from benchmarks.stream.tracks import TRACKS
 
-__all__ = ["grouped", "spread", "summary", "sweep", "write"]
+__all__ = ["ablation", "grouped", "spread", "summary", "sweep", "write"]
 
 Line = dict[str, Any]
 Groups = dict[tuple[str, str], list[Line]]
@@ -36,13 +36,16 @@ def write(out: Path) -> None:
     asked = [line for line in lines if line["tuning"] or not line["stream"]["held_out"]]
     final, tuned = grouped(asked, tuning=False), [line for line in asked if line["tuning"]]
     text = ["# Learning from streams", "", *_stamp(lines), "", *_HOW.splitlines()]
-    for track in _tracks(final):
-        text += ["", f"## Track {track}", "", _size(track, final), "", *summary(track, final)]
-        picture = curves.draw(track, final, out)
-        text += ["", f"![accuracy against frames seen]({picture.name})", "", *findings(track, final)]
-    if stale := staleness(final):
+    named = {key: lines for key, lines in final.items() if key[1] in ROWS}
+    for track in _tracks(named):
+        text += ["", f"## Track {track}", "", _size(track, named), "", *summary(track, named)]
+        picture = curves.draw(track, named, out)
+        text += ["", f"![accuracy against frames seen]({picture.name})", "", *findings(track, named)]
+    if changed := ablation(final):
+        text += ["", "## Ours with one thing changed", "", *changed]
+    if stale := staleness(named):
         text += ["", "## Track D: the cost of stale features", "", *stale]
-    if said := alarms(final):
+    if said := alarms(named):
         text += ["", "## The guard", "", *said]
     if tuned:
         text += ["", "## Learning rates", "", *sweep(tuned)]
@@ -70,14 +73,33 @@ def summary(track: str, groups: Groups) -> list[str]:
     rows = ["| row | | seeds | rate | FA | CA | kNN h | kNN f_I | CBP | CPU s | MB |", "| --- " * 11 + "|"]
     for (where, name), lines in groups.items():
         if where == track:
-            what = ROWS[name].what if name in ROWS else ROWS[name.partition("[")[0]].what
             scores = " | ".join(spread([line[k] for line in lines]) for k in ("linear", "ca", "knn", "knn_f"))
             rows.append(
-                f"| {name} | {what} | {len(lines)} | {lines[0]['overrides']['optim.lr']:g} | {scores} | "
+                f"| {name} | {ROWS[name].what} | {len(lines)} | {lines[0]['overrides']['optim.lr']:g} | {scores} | "
                 f"{max(line['cbp'] for line in lines):,} | {mean(line['cpu_seconds'] for line in lines):.0f} | "
                 f"{max(line['peak_mb'] for line in lines)} |"
             )
     return rows
+
+
+def ablation(groups: Groups) -> list[str]:
+    """Rows with settings on top (`--set`), less the row itself, over the seeds and at the rate of both."""
+    table = [
+        "At the rate that was tuned for the row as it is; same seeds, memory and CBP. Differences from the row as it is.",
+        "",
+        "| track | changed | seeds | FA | difference in FA | in CA | in kNN h | in kNN f_I |",
+        "| --- " * 8 + "|",
+    ]
+    head = len(table)
+    for (track, name), lines in groups.items():
+        row, _, setting = name.partition("[")
+        plain = {(line["seed"], line["overrides"]["optim.lr"]): line for line in groups.get((track, row), [])}
+        pairs = [(plain[key], b) for b in lines if (key := (b["seed"], b["overrides"]["optim.lr"])) in plain]
+        if setting and pairs:
+            gains = [spread([b[k] - a[k] for a, b in pairs], "+") for k in ("linear", "ca", "knn", "knn_f")]
+            score = spread([b["linear"] for _, b in pairs])
+            table.append(f"| {track} | {row}: {setting[:-1]} | {len(pairs)} | {score} | {' | '.join(gains)} |")
+    return table if len(table) > head else []
 
 
 def sweep(lines: Sequence[Line]) -> list[str]:
