@@ -85,7 +85,7 @@ def summary(track: str, groups: Groups) -> list[str]:
 def ablation(groups: Groups) -> list[str]:
     """Rows with settings on top (`--set`), less the row itself, over the seeds and at the rate of both."""
     table = [
-        "At the rate that was tuned for the row as it is; same seeds, memory and CBP. Differences from the row as it is.",
+        "At the rate tuned for the row as it is, with its seeds, memory and CBP. Differences from the row as it is.",
         "",
         "| track | changed | seeds | FA | difference in FA | in CA | in kNN h | in kNN f_I |",
         "| --- " * 8 + "|",
