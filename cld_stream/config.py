@@ -243,8 +243,8 @@ class OptimSettings(_Section):
     fresh: int = setting(16, "most new frames that come with a step", ge=1)
     shown: int = setting(
         0,
-        "of the frames that come with a step so many are in its batch, evenly spread over them; the buffer takes the "
-        "others in unseen, and they are seen when they are replayed. 0 = all are",
+        "of the frames that come with a step so many are in its batch, evenly spread over them; the others are only "
+        "offered to the buffer, and seen if they are replayed. 0 = all are",
         ge=0,
     )
     lr: float = setting(0.06, "learning rate", gt=0)
@@ -361,6 +361,13 @@ class Settings:
     publish: PublishSettings = field(default_factory=PublishSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
     ops: OpsSettings = field(default_factory=OpsSettings)
+
+    def __post_init__(self) -> None:
+        if self.loss.near == "segment" and 0 < self.optim.shown < self.optim.fresh:
+            raise ValueError(
+                f"optim.shown must be 0 where loss.near is segment, got {self.optim.shown}: segments are found in "
+                "frames that are all in a batch"
+            )
 
 
 def load_settings(
@@ -482,6 +489,7 @@ def _validate(tree: dict[str, dict[str, Any]]) -> Settings:
         where = ".".join(str(p) for p in first["loc"])
         got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
         reason = first["msg"].removeprefix("Value error, ")
-        if isinstance(first["input"], dict):  # a range check of `_Section` names the key itself
-            where, reason = f"{where}.{reason.partition(' ')[0]}", reason.partition(" ")[2]
+        if isinstance(first["input"], dict):  # a check of several values names the key itself
+            key, _, reason = reason.partition(" ")
+            where = f"{where}.{key}".lstrip(".")
         raise UsageError(f"setting {where}: {reason[0].lower() + reason[1:]}{got}. See `cld-stream config`.") from None

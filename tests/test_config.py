@@ -47,6 +47,14 @@ def test_a_wrong_setting_is_named_with_its_remedy(override: str, words: str) -> 
     assert "\n" not in str(e.value)
 
 
+def test_settings_that_do_not_go_together_are_named_with_why() -> None:
+    with pytest.raises(UsageError, match=r"setting optim\.shown: must be 0 where loss\.near is segment, got 4"):
+        load_settings(overrides=["loss.near=segment", "optim.shown=4"])
+    assert load_settings(overrides=["loss.near=segment", "optim.shown=16"]).optim.shown == 16  # all are
+    with pytest.raises(UsageError, match=r"setting loss\.near: must be time or segment where"):
+        load_settings(overrides=["loss.near_positives=0.5"])
+
+
 def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("lr := 3")

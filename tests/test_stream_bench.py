@@ -15,6 +15,7 @@ from benchmarks.stream.cells import Cell, Job, cell_of, finish
 from benchmarks.stream.clips import CLIP, render
 from benchmarks.stream.findings import first_reached
 from benchmarks.stream.rows import ROWS, changed, settings_of
+from benchmarks.stream.score import Judge
 from benchmarks.stream.tracks import TRACKS, Track
 from benchmarks.stream.watched import Watched
 from cld_stream.errors import UsageError
@@ -150,7 +151,7 @@ def test_a_cell_runs_and_is_not_run_again(name: str, folders: data.Folders, tmp_
         assert line["cbp"] == pytest.approx(120 * 2 * 2, rel=0.15)
         assert [p["share"] for p in line["points"] if "linear" in p] == [0.1, 0.25, 0.5, 1.0]
         assert {"recall1_fresh", "recall1_stored"} <= line["points"][0].keys()
-        assert {p["guard"] for p in line["points"]} <= {"ok", "warn", "hold", "rollback"}
+        assert {"warnings", "holds", "rollbacks", "kept"} <= line["points"][-1].keys()
     assert finish(cell(name), replace(job, deadline=0))
     assert len(ledger.read(job.out)) == 1
 
@@ -160,7 +161,7 @@ def line_of(found: Cell, score: float) -> dict[str, object]:
         {
             "share": share, "frames": 100 * share, "cbp": 1000 * share, "knn": score * share, "linear": score * share,
             "recall1_fresh": 0.5, "recall1_stored": 0.4, "recall10_fresh": 0.9, "recall10_stored": 0.85,
-            "guard": "warn" if share == 0.25 else "ok", "kept": 0.4 + share,
+            "warnings": 1, "holds": int(share == 1), "rollbacks": 0, "kept": 0.4 + share,
         }
         for share in (0.1, 0.25, 0.5, 1.0)
     ]  # fmt: skip
@@ -186,7 +187,7 @@ def test_the_page_is_made_from_lines(tmp_path: Path) -> None:
     assert "FA of fifo: 50.6% of the decorrelated stream's (iid-1)" in page
     assert "| npid+cld | 7.1 | 17.8 | 35.5 | 71.0 | 718 |" in page  # up to reservoir's 51.0 after 718 of 1,000 passes
     assert "| A | npid | 33.0 |" in page
-    assert "| A | fifo | 8 | 2 | 0 | 0 | 0.50 |" in page  # the guard
+    assert "| A | fifo | 8 | 2 | 2 | 0 | 0.50 |" in page  # the guard
     assert "| A | npid: loss.groups=7 | 1 | 52.0 | -10.0 | -5.0 | -10.0 | -10.0 |" in page
     assert "code of abc." in page
     assert "+10.0" in page
@@ -210,8 +211,24 @@ def test_the_guard_is_asked_as_the_daemon_asks_it_and_nothing_is_published_while
         learner.clock = learner.updates = fed
         return watched.look(lambda at: features[torch.from_numpy(at)], fed, None)
 
-    assert look(good, 300) == {"guard": "ok", "kept": 1.0}  # nothing to compare with
-    assert look(good, 400) == {"guard": "ok", "kept": 1.0}
-    assert look(collapsed, 500)["guard"] == "rollback"
-    assert look(collapsed, 550)["guard"] == "rollback"  # still against what was good
-    assert look(good, 600) == {"guard": "ok", "kept": 1.0}
+    well = {"warnings": 0, "holds": 0, "rollbacks": 0, "kept": 1.0}
+    assert look(good, 300) == well  # nothing to compare with
+    assert look(good, 400) == well
+    assert look(collapsed, 500)["holds"] == 1
+    found = look(collapsed, 550)  # still against what was good
+    assert (found["holds"], found["rollbacks"]) == (1, 1)
+    assert look(good, 600) == {"warnings": 0, "holds": 1, "rollbacks": 1, "kept": 1.0}
+
+
+def test_the_curve_has_the_same_gallery_and_questions_everywhere(folders: data.Folders) -> None:
+    problem = data.build(stream_of(cell("pixels")), folders, seed=0)
+    judge, learner = Judge(problem, pixels=True), Learner(settings_of(cell("pixels").overrides, 0))
+    learner.remember(range(20))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, most in (("QUICK_LABELLED", 30), ("QUICK_ASKED", 10), ("MARK_ASKED", 20)):
+            patch.setattr(f"benchmarks.stream.score.{name}", most)
+        for share in (0.2, 0.25, 0.3, 1.0):
+            judge.look(learner, share, round(120 * share), None)
+    assert len({p["knn"] for p in judge.points}) == 1
+    assert [p for p in judge.points if "linear" in p] == [judge.points[1], judge.points[3]]
+    assert judge.points[-1]["whole"].keys() == {"knn", "knn_f"}

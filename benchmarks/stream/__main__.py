@@ -10,9 +10,11 @@ cell after that time. A row whose settings do not exist is left out with a messa
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def main() -> None:
     folders = data.Folders(asked.data, asked.work, asked.cifar100, asked.tiny)
     for track in asked.tracks:
         data.prepare(TRACKS[track].kind, TRACKS[track].source, TRACKS[track].size, folders)
-    job = Job(folders, asked.out, asked.device, asked.threads, deadline)
+    job = Job(folders, asked.out, asked.device, asked.threads, deadline, commit())
     done = asked.rate is not None or finish_all(sweep, job, asked.jobs)
     if done and not asked.tune:
         done = finish_all(list(finals(known, sweep, asked)), job, asked.jobs)
@@ -90,6 +92,14 @@ def best_rate(mine: Sequence[Cell], lines: list[ledger.Line]) -> float:
     return rate
 
 
+def commit() -> str:
+    """Of the checkout; "" where there is none."""
+    with suppress(OSError):
+        git = ["git", "describe", "--always", "--dirty"]
+        return subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    return ""
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.stream",
@@ -125,6 +135,8 @@ def arguments() -> argparse.Namespace:
     for name in asked.rows:
         if name not in ROWS:
             parser.error(f"there is no row {name!r}; the rows are {', '.join(ROWS)}")
+    if any(item.partition("=")[0].strip() == "optim.lr" for item in asked.set):
+        parser.error("a learning rate is named with --rate, or tried in the sweep (--rates), not with --set")
     if not (asked.table or asked.estimate or (asked.data and asked.work)):
         parser.error("name the data folder with --data (or CLD_STREAM_DATA) and a folder to work in with --work")
     return asked

@@ -3,12 +3,10 @@
 import os
 import platform
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from multiprocessing import get_context
@@ -24,13 +22,12 @@ from benchmarks.stream.rows import Row, overrides_of, settings_of
 from benchmarks.stream.score import PLACES, Judge
 from benchmarks.stream.tracks import Track
 from benchmarks.stream.watched import Watched
-from cld_stream.learn.feed import Feed, shown
+from cld_stream.learn.buffer import Ids
+from cld_stream.learn.feed import MOST_REMEMBERED, Feed, shown
 from cld_stream.learn.learner import Learner, StepPlan, StepReport
 from cld_stream.learn.memory import keep_freed_memory
 
 __all__ = ["Cell", "Job", "cell_of", "finish", "finish_all", "make_learner"]
-
-_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +88,14 @@ def cell_of(
 
 @dataclass(frozen=True)
 class Job:
-    """Where cells read and write, and when no further one is begun [s since 1970]."""
+    """Where cells read and write, when no further one is begun [s since 1970], and which code it is."""
 
     folders: Folders
     out: Path
     device: str
     threads: int
     deadline: float
+    code: str = ""
 
 
 def finish(cell: Cell, job: Job) -> bool:
@@ -118,7 +116,7 @@ def finish(cell: Cell, job: Job) -> bool:
         "machine": _machine(job.device),
         "torch": torch.__version__,
         "date": f"{date.today():%Y-%m-%d}",
-        "code": _commit(),
+        "code": job.code,
     }
     ledger.add(job.out, cell, found)
     print(
@@ -169,8 +167,7 @@ def _measure(cell: Cell, problem: Problem, device: str) -> dict[str, Any]:
     even = [p["knn"] for p in judge.points if round(100 * p["share"]) % 10 == 0]
     return {
         "linear": last["linear"],
-        "knn": last["knn"],
-        "knn_f": last["knn_f"],
+        **last.pop("whole"),
         "ca": round(mean(even), 4),
         "cbp": learner.cbp,
         "steps": learner.updates,
@@ -191,28 +188,26 @@ def _train(learner: Learner, feed: Feed, stream: Frames, until: int) -> StepRepo
         fresh = feed.take(s.optim.fresh, len(stream))
         origin, buffered = stream.origin[fresh], len(learner.buffer) + len(fresh)
         if buffered < min(s.train.min_frames, learner.buffer.capacity):
-            learner.remember(fresh, origin)
+            _remember(learner, stream, fresh)
             continue
         chosen = shown(len(fresh), s.optim.shown)
         report = _step(learner, stream, learner.plan(fresh[chosen], origin[chosen]))
-        rest = torch.from_numpy(fresh[~chosen])
-        learner.remember(rest.tolist(), origin[~chosen], stream.pixels[rest], stream.aspect[rest])
+        _remember(learner, stream, fresh[~chosen])
         for _ in range(s.train.updates_per_step - 1):
             report = _step(learner, stream, learner.plan())
     return report
 
 
+def _remember(learner: Learner, stream: Frames, ids: Ids) -> None:
+    for at in range(0, len(ids), MOST_REMEMBERED):
+        part = ids[at : at + MOST_REMEMBERED]
+        frames = stream[part]
+        learner.remember(part, frames.origin, frames.pixels, frames.aspect)
+
+
 def _step(learner: Learner, stream: Frames, plan: StepPlan) -> StepReport:
     rows = torch.from_numpy(plan.wanted)
     return learner.step(plan, stream.pixels[rows].to(learner.device), stream.aspect[rows])
-
-
-def _commit() -> str:
-    """Of the checkout; "" where there is none."""
-    with suppress(OSError):
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=_HERE, capture_output=True, text=True)
-        return done.stdout.strip()
-    return ""
 
 
 def _machine(device: str) -> str:

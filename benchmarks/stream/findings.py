@@ -68,16 +68,18 @@ def alarms(groups: Groups) -> list[str]:
     """What the guard of the daemon said at the places of the stream where the encoder was looked at."""
     table = [
         "The guard of `train` at every place where the encoder is looked at; each is a publication, unless it holds. "
-        "Least share: of the best so far.",
+        "How often it warned, began to",
+        "hold, and wanted the good state back; least share of the best so far.",
         "",
-        "| track | row | looks | warnings | held | roll-backs | least share |",
+        "| track | row | looks | warnings | holds | roll-backs | least share |",
         "| --- " * 7 + "|",
     ]
     head = len(table)
     for (track, name), lines in groups.items():
-        looks = [p for line in lines for p in line["points"] if "guard" in p]
+        looks = [p for line in lines for p in line["points"] if "kept" in p]
         if looks:
-            counts = " | ".join(str(sum(p["guard"] == level for p in looks)) for level in ("warn", "hold", "rollback"))
+            ends = [line["points"][-1] for line in lines]
+            counts = " | ".join(str(sum(p[kind] for p in ends)) for kind in ("warnings", "holds", "rollbacks"))
             table.append(f"| {track} | {name} | {len(looks)} | {counts} | {min(p['kept'] for p in looks):.2f} |")
     return table if len(table) > head else []
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.stream.data import Frames, Problem
@@ -26,7 +27,7 @@ NEIGHBOURS, SIGMA, PENALTY = 20, 0.1, 1e-3
 """Of kNN (votes weighted with exp(cosine / sigma)) and linear probe, the same for everyone."""
 
 QUICK_LABELLED, QUICK_ASKED, MARK_ASKED = 2_000, 1_000, 2_000
-"""At most so many frames between the marks, and questions at a mark."""
+"""At most so many frames and questions of the curve, and questions of the linear probe at a mark."""
 
 _BATCH = 256
 _BN_BATCHES = 4
@@ -50,30 +51,36 @@ class Judge:
 
     @torch.no_grad()
     def look(self, learner: Learner, share: float, fed: int, report: StepReport | None) -> None:
-        """Score the averaged encoder after `fed` frames, and the last step; before the end on an even subset."""
+        """Score the averaged encoder after `fed` frames, and the last step.
+
+        The curve (kNN, recall, rank) has the same gallery and questions everywhere, even subsets. At the marks a linear
+        probe is fitted, and at the end everything is asked.
+        """
         p, full = self.problem, share in MARKS
-        quick = np.arange(0, len(p.labelled), -(-len(p.labelled) // QUICK_LABELLED))
-        rows = np.arange(len(p.labelled)) if full else quick
-        most = len(p.asked) if share == 1 else MARK_ASKED if full else QUICK_ASKED
-        asks = np.arange(0, len(p.asked), -(-len(p.asked) // most))
+        quick_N, quick_Q = _even(len(p.labelled), QUICK_LABELLED), _even(len(p.asked), QUICK_ASKED)
+        rows = np.arange(len(p.labelled)) if full else quick_N
+        most = len(p.asked) if share == 1 else MARK_ASKED if full else 0
+        asks = np.union1d(_even(len(p.asked), most), quick_Q)
+        in_N, in_Q = np.searchsorted(rows, quick_N), np.searchsorted(asks, quick_Q)
         embed = _Embed(learner, p.stream, pixels=self.pixels)
         (h_ND, f_Nd), (asked_QD, asked_Qd) = embed(p.labelled[rows]), embed(p.asked[asks])
         labels_N, truth_Q = (
             torch.from_numpy(v).to(learner.device) for v in (p.labelled.label[rows], p.asked.label[asks])
         )
         classes = int(max(p.labelled.label.max(), p.asked.label.max())) + 1
-        unit_ND, unit_QD = F.normalize(h_ND), F.normalize(asked_QD)
 
-        def knn(gallery: Tensor, queries: Tensor) -> float:
-            return _share(knn_classify(gallery, labels_N, queries, NEIGHBOURS, SIGMA, classes)[1], truth_Q)
+        def knn(x_ND: Tensor, x_QD: Tensor, n: Any = slice(None), q: Any = slice(None)) -> float:
+            found = knn_classify(F.normalize(x_ND[n]), labels_N[n], F.normalize(x_QD[q]), NEIGHBOURS, SIGMA, classes)
+            return _share(found[1], truth_Q[q])
 
-        point = {"share": share, "frames": fed, "cbp": learner.cbp, "updates": learner.updates}
-        point |= {"knn": knn(unit_ND, unit_QD), "knn_f": knn(f_Nd, asked_Qd), "rank": effective_rank(asked_Qd[:1000])}
+        point: dict[str, Any] = {"share": share, "frames": fed, "cbp": learner.cbp, "updates": learner.updates}
+        point |= {"knn": knn(h_ND, asked_QD, in_N, in_Q), "rank": effective_rank(asked_Qd[in_Q])}
         if full:
             found = linear_probe(h_ND, labels_N, asked_QD, classes, penalties=[PENALTY])
             point["linear"] = _share(found.predicted_Q, truth_Q)
-        some = quick if full else slice(None)  # rows of the labelled frames that are looked at every time
-        point |= self._stale(f_Nd[some], labels_N[some], p.at[quick], asked_Qd, truth_Q, fed)
+        if share == 1:
+            point["whole"] = {"knn": knn(h_ND, asked_QD), "knn_f": knn(f_Nd, asked_Qd)}
+        point |= self._stale(f_Nd[in_N], labels_N[in_N], p.at[quick_N], asked_Qd[in_Q], truth_Q[in_Q], fed)
         if self.watched is not None:
             point |= self.watched.look(lambda at: embed(p.stream[at])[1], fed, report)
         self.points.append(point)
@@ -120,6 +127,11 @@ class _Embed:
             h_ND = torch.cat(flat).float()
             return h_ND, F.normalize(h_ND)
         return torch.cat([o.backbone_ND for o in outs]).float(), torch.cat([o.instance_Nd for o in outs])
+
+
+def _even(n: int, most: int) -> NDArray[np.int64]:
+    """At most so many of n rows, evenly spread."""
+    return np.arange(0, n, -(-n // most)) if most else np.empty(0, np.int64)
 
 
 def _share(found_Q: Tensor, truth_Q: Tensor) -> float:

@@ -19,15 +19,16 @@ Groups = dict[tuple[str, str], list[Line]]
 NOTES = "## Notes"
 
 _HOW = """Single pass from scratch, no labels, no task ids; every row of a track has the same memory and the same CBP
-(2 views x batch x steps). A row is a few settings on the `Learner`, `ReplayBuffer` and `Feed` of the daemon. No
-replay: the memory is the newest batch, and every step that this batch is worth is taken on it. i.i.d.: the same frames
-in random order. Every row is scored as published: averaged weights, batch-norm statistics from its own memory.
+(2 views x batch x steps; without replay the first frames, fewer than a step of the others needs, are trained on, too).
+A row is a few settings on the `Learner`, `ReplayBuffer` and `Feed` of the daemon. No replay: the memory is the newest
+batch, and every step that this batch is worth is taken on it. i.i.d.: the same frames in random order. Every row is
+scored as published: averaged weights, batch-norm statistics from its own memory.
 FA: linear probe (penalty 1e-3) after the whole stream, all classes. CA: mean over ten even places of the stream of kNN
-(k 20) on the backbone, all classes, an even subset of the questions before the end (1,000; 2,000 at the marks of the
-second table). kNN: on the backbone (h) and on f_I, at the end.
-Percent, mean ± standard deviation over seeds. Learning rates: the sweep below, one seed, a miniature of the stream,
-judged on held-out train data. CPU seconds and peak memory without and with the data, each
-cell in a process of its own."""
+(k 20) on the backbone, all classes, every time with the same 2,000 labelled frames and 1,000 questions at most, as in
+the curves. kNN: on the backbone (h) and on f_I, at the end, with everything. Linear accuracy before the end: 2,000
+questions. Percent, mean ± standard deviation over seeds. Learning rates: the sweep below, one seed, a miniature of the
+stream, judged on held-out train data. CPU seconds and peak memory without and with the data, each cell in a process of
+its own."""
 
 
 def write(out: Path) -> None:

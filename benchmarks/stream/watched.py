@@ -34,6 +34,9 @@ class Watched:
             embed: gives f_I of frames of the stream.
             fed: how many of its frames have been fed.
             report: of the last step.
+
+        Returns:
+            How often it has warned, begun to hold, and wanted the good state back so far; and the least share.
         """
         learner, guard = self._learner, self._guard
         young = learner.updates < self._grown_up
@@ -48,4 +51,7 @@ class Watched:
             self._published, self._rows = self._published + 1, spread_evenly(fed)
             self._then_ND = embed(self._rows)
             self._best = Shares.of_published(guard.last.standing, young=young)
-        return {"guard": guard.level.name.lower(), "kept": round(guard.last.kept.least, 4)}
+        said = {"warnings": guard.warnings, "holds": guard.holds, "kept": round(guard.last.kept.least, 4)}
+        if guard.wanted is not None:
+            guard.restored()  # here nothing is
+        return said | {"rollbacks": guard.rollbacks}

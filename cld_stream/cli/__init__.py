@@ -62,7 +62,8 @@ def main() -> None:
     """Entry point of `cld-stream`. Exit codes: see `cld_stream.errors`."""
     # threads of a step that wait for each other give the core up sooner: beside other work a step takes half or less
     # (benchmarks/results/step.md)
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     atexit.register(gc.freeze)  # else the interpreter goes through all of torch's objects to end: a second of CPU
     escape_what_cannot_be_encoded()
     try:

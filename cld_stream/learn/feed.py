@@ -10,7 +10,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Feed", "shown"]
+__all__ = ["MOST_REMEMBERED", "Feed", "shown"]
+
+MOST_REMEMBERED = 64
+"""Frames that are remembered at a time: policies know beforehand of so many who may leave, and look at as many."""
 
 
 @dataclass

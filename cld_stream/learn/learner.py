@@ -301,6 +301,8 @@ class Learner:
     def _look(self, plan: StepPlan, pixels: Tensor, aspect: Tensor) -> None:
         """Show the buffer's policy what frames of the batch look like, if it wants to know."""
         if self.looks is not None:
+            born = plan.admission.slots[plan.admission.slots != EMPTY]
+            self.looks.forget(torch.from_numpy(born).to(self.device))  # what was seen there is gone
             self._look_at(plan.slots, self.looks.choose(plan.slots, plan.fresh), pixels, aspect)
 
     def _look_at(self, slots: Ids, at: Ids, pixels: Tensor, aspect: Tensor) -> None:

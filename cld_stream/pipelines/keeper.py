@@ -58,6 +58,7 @@ class Keeper:
     Attributes:
         feed: where the feed stands; what a checkpoint saves.
         idle_steps: what is left of the steps without new frames.
+        owed_steps: what is left of the steps that the last fresh frames are worth.
         wait_s: time spent waiting for pixels since the last measurement [s].
     """
 
@@ -72,7 +73,7 @@ class Keeper:
         feed: Feed,
         on_progress: Callable[[TrainProgress], None] | None,
     ) -> None:
-        self.feed, self.idle_steps, self.wait_s = feed, 0, 0.0
+        self.feed, self.idle_steps, self.owed_steps, self.wait_s = feed, 0, 0, 0.0
         self._store, self._settings, self._learner, self._cache = store, settings, learner, cache
         self._rescue, self._guard, self._on_progress = rescue, guard, on_progress
         t = settings.train
@@ -157,6 +158,7 @@ class Keeper:
             self._settings,
             feed=self.feed.state_dict(),
             idle_steps=self.idle_steps,
+            owed_steps=self.owed_steps,
             rescue=self._rescue.state_dict(),
             guard=self._guard.state_dict(),
         )

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from queue import Empty, Full, Queue
 
@@ -151,12 +151,15 @@ class FreshBatch:
 
     def part(self, chosen: NDArray[np.bool_]) -> "FreshBatch":
         """Those of the frames, without a copy where it is all of them; the feed stays where it is."""
-        if chosen.all():
-            return self
-        pixels = self.pixels[torch.from_numpy(chosen)]
-        return replace(
-            self, ids=self.ids[chosen], pixels=pixels, aspect=self.aspect[chosen], origin=self.origin[chosen]
-        )
+        return self if chosen.all() else self._take(np.flatnonzero(chosen))
+
+    def parts(self, most: int) -> Iterator["FreshBatch"]:
+        """The same frames in order, so many at a time."""
+        return (self._take(np.arange(len(self.ids))[at : at + most]) for at in range(0, len(self.ids), most))
+
+    def _take(self, rows: Ids) -> "FreshBatch":
+        pixels = self.pixels[torch.from_numpy(rows)]
+        return replace(self, ids=self.ids[rows], pixels=pixels, aspect=self.aspect[rows], origin=self.origin[rows])
 
 
 class FreshFrames:

@@ -12,7 +12,7 @@ import torch
 from cld_stream.config import Settings, load_settings
 from cld_stream.errors import CorruptError, DeviceFullError
 from cld_stream.learn.buffer import Ids
-from cld_stream.learn.feed import Feed, shown
+from cld_stream.learn.feed import MOST_REMEMBERED, Feed, shown
 from cld_stream.learn.learner import Learner, StepPlan
 from cld_stream.learn.memory import keep_freed_memory
 from cld_stream.learn.pieces import foreseen_lack
@@ -84,7 +84,7 @@ def train(
         keeper = opened.enter_context(
             Keeper(store, learner.settings, learner, cache, start.rescue, start.guard, start.feed, on_progress)
         )
-        keeper.idle_steps = start.idle_steps
+        keeper.idle_steps, keeper.owed_steps = start.idle_steps, start.owed_steps
         if start.new:
             keeper.checkpoint()  # there is always a good state to go back to
         trainer = _Trainer(store, reader, learner, cache, keeper, start.rescue)
@@ -114,6 +114,7 @@ class _Start:
     rescue: Rescue
     guard: Guard
     idle_steps: int
+    owed_steps: int
     new: bool
 
 
@@ -122,7 +123,7 @@ def _begin(store_path: Path, settings: Settings, device: str) -> _Start:
     feed = Feed(max_lag=settings.train.max_lag)
     if not list_checkpoints(store_path):
         learner = fresh_learner(settings, device)
-        return _Start(learner, feed, Rescue(store_path, settings.train), Guard(settings.guard), 0, new=True)
+        return _Start(learner, feed, Rescue(store_path, settings.train), Guard(settings.guard), 0, 0, new=True)
     checkpoint = load_checkpoint(store_path)
     if checkpoint.warning:
         log.warning("%s", checkpoint.warning)
@@ -131,7 +132,8 @@ def _begin(store_path: Path, settings: Settings, device: str) -> _Start:
     rescue = Rescue(store_path, settings.train, checkpoint.meta["rescue"])
     guard = Guard(settings.guard, checkpoint.meta.get("guard"))
     learner = learner_of(checkpoint, settings, device)
-    return _Start(learner, feed, rescue, guard, checkpoint.meta["idle_steps"], new=False)
+    idle, owed = checkpoint.meta["idle_steps"], checkpoint.meta.get("owed_steps", 0)
+    return _Start(learner, feed, rescue, guard, idle, owed, new=False)
 
 
 class _Trainer:
@@ -168,9 +170,14 @@ class _Trainer:
         while not stop() and (limit is None or self._steps < limit):
             self._recover()
             committed = self._committed()
+            if self._keeper.owed_steps:
+                self._keeper.owed_steps -= 1
+                self._step(None, committed)
+                self._keeper.tend("training", committed)
+                continue
             caught_up = self._keeper.feed.lag(committed) == 0
-            owed = limit is not None and not until_caught_up  # steps asked for by number
-            budget = owed or self._keeper.idle_steps > 0
+            by_number = limit is not None and not until_caught_up  # steps asked for
+            budget = by_number or self._keeper.idle_steps > 0
             may_idle = caught_up and budget and len(self._learner.buffer) >= FEWEST
             if until_caught_up and caught_up and not may_idle:
                 break
@@ -178,11 +185,11 @@ class _Trainer:
                 self._tell_too_few()
             batch = self._next(wait_s=0 if may_idle else self._settings.poll_s, waiting_costs=not caught_up)
             if batch is not None:
-                self._feed(batch, committed, limit)
+                self._feed(batch, committed)
             elif may_idle:
                 stepped = self._step(None, committed)
                 self._keeper.idle_steps = max(0, self._keeper.idle_steps - 1)
-                if not stepped and owed:
+                if not stepped and by_number:
                     log.warning("ends early: every buffered frame was replayed buffer.max_replays times")
                     break
             state = "waiting" if batch is None and not may_idle else "training" if batch is not None else "idle"
@@ -209,8 +216,8 @@ class _Trainer:
         """Without the frames that left the store after they were read ahead."""
         return batch.part(np.isin(batch.ids, self._store.catalog.rows(batch.ids).ids))
 
-    def _feed(self, batch: FreshBatch, committed: int, limit: int | None) -> None:
-        """Fresh frames: the steps they are worth, or only a place in the buffer while there are too few."""
+    def _feed(self, batch: FreshBatch, committed: int) -> None:
+        """Fresh frames: a step, others owed to them, or only a place in the buffer while there are too few."""
         learner, keeper = self._learner, self._keeper
         buffered = len(learner.buffer) + len(batch.ids)
         enough = buffered >= min(self._settings.min_frames, learner.buffer.capacity)
@@ -220,16 +227,14 @@ class _Trainer:
         keeper.feed = batch.feed  # whatever happens from here on, they are used
         self._remember(batch.part(~chosen) if stepped else batch)
         keeper.idle_steps = min(self._settings.idle_steps, keeper.idle_steps + len(batch.ids))
-        for _ in range(self._settings.updates_per_step - 1 if stepped else 0):
-            if limit is None or self._steps < limit:
-                self._step(None, committed)
+        keeper.owed_steps = self._settings.updates_per_step - 1 if stepped else 0
 
     def _remember(self, batch: FreshBatch) -> None:
         """A place in the buffer, without a step."""
-        if len(batch.ids):
-            aspect = torch.from_numpy(batch.aspect)
-            slots = self._learner.remember(batch.ids, batch.origin, batch.pixels, aspect).slots
-            self._cache.put(batch.ids, slots, batch.pixels, batch.aspect)
+        for part in batch.parts(MOST_REMEMBERED):
+            aspect = torch.from_numpy(part.aspect)
+            slots = self._learner.remember(part.ids, part.origin, part.pixels, aspect).slots
+            self._cache.put(part.ids, slots, part.pixels, part.aspect)
 
     def _step(self, batch: FreshBatch | None, committed: int) -> bool:
         """One step, with fresh frames or without; False = there are too few frames for one."""

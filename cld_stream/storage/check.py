@@ -12,7 +12,7 @@ from cld_stream.storage import schema
 from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint, none_whole
 from cld_stream.storage.database import among
 from cld_stream.storage.header import Header
-from cld_stream.storage.rowcheck import frame_crc, without_checksums
+from cld_stream.storage.rowcheck import is_whole, without_checksums
 from cld_stream.storage.schema import Frames
 from cld_stream.storage.shards import LocalShards, read_array_state, read_element, read_index
 from cld_stream.storage.sidecars import read_sidecar, sidecar_path
@@ -70,9 +70,7 @@ def _damaged_tail(store: Store, ids: list[int]) -> list[int]:
         rows = select(frames, tail.c.jpeg, crc).join_from(frames, tail, frames.c.id == tail.c.id, isouter=True)
         found = [row._asdict() for row in tx.execute(rows.where(among(frames.c.id, ids)))]
     whole = {
-        row["id"]
-        for row in found
-        if _is_picture(row["jpeg"] or b"", store.header) and row["crc"] in (None, frame_crc(row, row["jpeg"]))
+        row["id"] for row in found if is_whole(row, row["jpeg"], row["crc"]) and _is_picture(row["jpeg"], store.header)
     }
     return [id_ for id_ in ids if id_ not in whole]
 

@@ -15,7 +15,10 @@ from cld_stream.storage.catalog import Catalog, source_row
 from cld_stream.storage.database import among
 from cld_stream.storage.schema import SourceRow
 
-__all__ = ["add_checksums", "frame_crc", "note_source_crcs", "source_crc", "without_checksums"]
+__all__ = ["GARBAGE", "add_checksums", "frame_crc", "is_whole", "note_source_crcs", "source_crc", "without_checksums"]
+
+GARBAGE = (ValueError, TypeError, ArithmeticError, LookupError, struct.error)
+"""What comes of working with values of damaged rows."""
 
 _FRAME = ("id", "source", "time_s", "wall_utc", "shot", "aspect")
 
@@ -25,6 +28,17 @@ def frame_crc(row: Mapping[str, Any], jpeg: bytes) -> int:
     id_, source, time_s, wall_utc, shot, aspect = (row[name] for name in _FRAME)
     wall_utc = math.nan if wall_utc is None else wall_utc + 0.0  # SQLite keeps no -0.0
     return int(google_crc32c.value(struct.pack("<qqddqd", id_, source, time_s + 0.0, wall_utc, shot, aspect) + jpeg))
+
+
+def is_whole(row: Mapping[str, Any], jpeg: bytes, crc: int | None) -> bool:
+    """Whether a row and its picture are what was committed; without a checksum whether they could be.
+
+    A damaged row may hold anything.
+    """
+    try:
+        return frame_crc(row, jpeg) == crc or crc is None
+    except GARBAGE:
+        return False
 
 
 def source_crc(source: SourceRow) -> int:

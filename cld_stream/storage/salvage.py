@@ -1,6 +1,5 @@
 """What a damaged catalog still holds that shards and sidecars do not (`SPEC.md` section 8)."""
 
-import struct
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ from sqlalchemy.dialects.sqlite import dialect
 from cld_stream.storage import schema
 from cld_stream.storage.catalog import source_row
 from cld_stream.storage.pages import table_rows
-from cld_stream.storage.rowcheck import frame_crc, source_crc
+from cld_stream.storage.rowcheck import GARBAGE, frame_crc, source_crc
 from cld_stream.storage.schema import SourceRow
 
 __all__ = ["Counts", "Salvage", "salvage"]
 
-_GARBAGE = (ValueError, TypeError, ArithmeticError, LookupError, struct.error)
 _FRAME = [column.name for column in schema.frames.c]
 _SOURCE = [column.name for column in schema.sources.c]
 
@@ -78,7 +76,7 @@ def salvage(file: Path, sealed: int) -> Salvage:
     frames, jpegs = dict[int, dict[str, Any]](), dict[int, bytes]()
     for frame in rows:
         for jpeg, crc in pictures.get(frame["id"], ()):
-            with suppress(*_GARBAGE):
+            with suppress(*GARBAGE):
                 if frame_crc(frame, jpeg) == crc:
                     frames[frame["id"]], jpegs[frame["id"]] = frame, jpeg
     return Salvage(frames, jpegs, sources, counts)
@@ -87,7 +85,7 @@ def salvage(file: Path, sealed: int) -> Salvage:
 def _source(id_: int, row: list[Any]) -> SourceRow | None:
     """The source in a row, if its checksum holds."""
     values = dict(zip(_SOURCE, [id_, *row[1:]], strict=True))
-    with suppress(*_GARBAGE):
+    with suppress(*GARBAGE):
         for column in schema.SOURCE_COLUMNS:
             if isinstance(column.type, TypeDecorator):
                 values[column.name] = column.type.process_result_value(values[column.name], dialect())

@@ -79,6 +79,8 @@ def test_a_damaged_shard_is_named_and_all_else_goes_on(
     "damage",
     ["UPDATE tail SET jpeg = CAST(substr(jpeg, 1, length(jpeg) - 3) || x'00FFD9' AS BLOB) WHERE id = 34",
      "UPDATE frames SET time_s = time_s + 1 WHERE id = 34",
+     "UPDATE frames SET shot = 1.5 WHERE id = 34",
+     "UPDATE tail SET jpeg = 'text' WHERE id = 34",
      "DELETE FROM tail WHERE id = 34"],
 )  # fmt: skip
 def test_a_damaged_frame_of_the_tail_is_named_with_its_source(made: Published, damage: str) -> None:

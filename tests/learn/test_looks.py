@@ -1,8 +1,10 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from cld_stream.config import load_settings
 from cld_stream.learn.augment import central_view
@@ -38,6 +40,27 @@ def test_a_look_is_the_feature_of_the_central_view_under_the_averaged_weights() 
     slots = [int(np.flatnonzero(learner.buffer.ids == i)[0]) for i in fresh.tolist()]
     torch.testing.assert_close(learner.looks.bank.rows_MD[slots], expected)
     assert learner.encoder.training
+
+
+@pytest.mark.parametrize("policy", ["minred", "groups"])
+def test_a_newcomer_that_memory_does_not_hold_to_be_looked_at_has_no_look_and_not_that_of_the_frame_it_replaces(
+    policy: str,
+) -> None:
+    learner = Learner(load_settings(overrides=[*SMALL, f"buffer.policy={policy}", "buffer.capacity=24"]))
+    run(learner, 6)
+    assert learner.looks is not None
+    assert learner.looks.bank.live_M.all()
+
+    def no_room_to_look(module: nn.Module, _: tuple[torch.Tensor, ...]) -> None:
+        if not module.training:
+            torch.empty(1 << 50)
+
+    learner.encoder.register_forward_pre_hook(no_room_to_look)
+    step(learner, range(60, 68))
+    newcomers = np.flatnonzero(learner.buffer.ids >= 60)
+    assert len(newcomers) == 8
+    assert not learner.looks.bank.live_M[newcomers].any()
+    assert int(learner.looks.bank.live_M.sum()) == 16
 
 
 def test_frames_that_are_only_remembered_are_looked_at_if_their_pixels_are_there() -> None:

@@ -32,7 +32,7 @@ _TOP = 128
 """The most redundant rows, among which and whose neighbours the next to go are picked: up to so many, exactly."""
 
 _AHEAD = 64
-"""How many are picked in advance. Beyond them, whoever: a step has fewer fresh frames."""
+"""How many are picked in advance: as many as are remembered at a time. Beyond them, whoever."""
 
 
 class MinRed(Policy):
