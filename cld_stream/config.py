@@ -124,7 +124,9 @@ class EncoderSettings(_Section):
         ge=16,
         le=1024,
     )
-    head: Literal["linear", "normlinear", "mlp", "normmlp"] = setting("linear", "projection head, of both branches")
+    head: Literal["linear", "normlinear", "bnlinear", "mlp", "normmlp", "bnmlp"] = setting(
+        "linear", "projection head, of both branches; bn: batch norm behind every linear layer"
+    )
     feature_dim: int = setting(128, "width of the instance and of the group features", ge=2, le=4096)
 
 
@@ -375,6 +377,7 @@ def load_settings(
     overrides: Iterable[str] = (),
     *,
     recipe: str | Iterable[str] | None = None,
+    known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Settings:
     """Resolve the settings.
 
@@ -383,6 +386,7 @@ def load_settings(
         overrides: `section.key=value` strings, applied in order.
         recipe: name of a packaged recipe (`stream`, `cpu`, `moco-cld-32`, ...) that stands under both, or several,
             the later on top.
+        known: values by section and key, over the recipe and under the others.
 
     Raises:
         UsageError: an unknown key (the nearest one is named), a value of the wrong type or out of range, a bad file.
@@ -390,6 +394,7 @@ def load_settings(
     tree: dict[str, dict[str, Any]] = {}
     for name in [recipe] if isinstance(recipe, str) else recipe or ():
         _merge(tree, tomllib.loads(_recipe(name)), f"recipe {name}")
+    _merge(tree, known or {}, "what was trained")
     if config is not None:
         try:
             _merge(tree, tomllib.loads(_text_of(config)), str(config))

@@ -21,7 +21,7 @@ SIMCLR: Overrides = {
     "loss.branch": "simclr",
     "loss.cld_weight": 0.0,
     "loss.temperature_instance": 0.5,  # Chen et al. 2020, on CIFAR-10
-    "encoder.head": "mlp",
+    "encoder.head": "bnmlp",  # the published one
 }
 NPID: Overrides = {"loss.branch": "npid"}
 MOCO: Overrides = {"loss.branch": "moco", "loss.temperature_instance": 0.1}

@@ -47,13 +47,13 @@ def train(
         chosen = choose_device(device)
         flags = {"encoder.init": init, "ops.port": port}
         given = [f"{key}={value}" for key, value in flags.items() if value is not None]
-        settings = train_settings(chosen, config, [*(set or []), *given], recipe=recipe)
+        settings = train_settings(chosen, config, [*(set or []), *given], recipe=recipe, store_path=store)
         if stop():
             console.print("Stopped before training began.")
             return
         if chosen == "cpu" and not recipe:
             of = f"{settings.encoder.backbone}, width {settings.encoder.width:g}, {settings.encoder.crop} px"
-            console.print(f"No GPU in use: taking the recipe stream in the size for CPUs ({of}).", soft_wrap=True)
+            console.print(f"No GPU in use: taking the recipe stream ({of}).", soft_wrap=True)
         with TrainDisplay() as display:
             report = run(
                 store, settings, device=chosen, steps=steps, until_caught_up=until_caught_up,

@@ -24,16 +24,25 @@ class NormLinear(nn.Module):
 
 
 def make_head(kind: str, inputs: int, outputs: int) -> nn.Module:
-    """A head by name: `linear`, `normlinear`, `mlp` (Linear-ReLU-Linear), `normmlp` (Linear-ReLU-NormLinear).
+    """A head by name: `linear`, `normlinear`, `mlp` (Linear-ReLU-Linear), `normmlp` (Linear-ReLU-NormLinear);
+    `bnlinear` and `bnmlp` have batch norm behind every linear layer, as SimCLR's head has.
 
     The hidden layer of an MLP is as wide as its input, as in MoCo v2.
 
     Raises:
         ValueError: another name.
     """
-    if kind not in ("linear", "normlinear", "mlp", "normmlp"):
+    if kind not in ("linear", "normlinear", "bnlinear", "mlp", "normmlp", "bnmlp"):
         raise ValueError(f"unknown head {kind!r}")
+    if kind == "bnlinear":
+        return _linear_bn(inputs, outputs)
+    if kind == "bnmlp":
+        return nn.Sequential(*_linear_bn(inputs, inputs), nn.ReLU(inplace=True), *_linear_bn(inputs, outputs))
     last = (NormLinear if kind.startswith("norm") else nn.Linear)(inputs, outputs)
     if "mlp" not in kind:
         return last
     return nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(inplace=True), last)
+
+
+def _linear_bn(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs))

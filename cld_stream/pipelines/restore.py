@@ -13,10 +13,18 @@ from cld_stream.config import Settings, as_dict
 from cld_stream.errors import CorruptError, UsageError
 from cld_stream.learn.learner import Learner
 from cld_stream.pipelines.pixels import GoneError, PixelCache
-from cld_stream.storage.checkpoints import Checkpoint, load_checkpoint
+from cld_stream.storage.checkpoints import Checkpoint, load_checkpoint, newest_meta
 from cld_stream.storage.store import Store
 
-__all__ = ["buffer_batches", "check_settings", "fresh_learner", "learner_of", "restore_learner", "saved_settings"]
+__all__ = [
+    "buffer_batches",
+    "check_settings",
+    "fresh_learner",
+    "learner_of",
+    "restore_learner",
+    "saved_settings",
+    "settings_of_state",
+]
 
 _FIXED = (
     "encoder.backbone", "encoder.width", "encoder.norm", "encoder.activation", "encoder.crop",
@@ -24,6 +32,15 @@ _FIXED = (
     "loss.branch", "loss.negatives", "loss.queue", "loss.cross_level",
     "loss.bank_groups", "loss.align", "buffer.capacity", "buffer.groups",
 )  # fmt: skip
+
+
+def settings_of_state(store_path: Path) -> dict[str, dict[str, Any]]:
+    """By section and key, what the newest checkpoint's state depends on; {} where nothing was trained."""
+    saved, found = newest_meta(store_path).get("settings", {}), dict[str, dict[str, Any]]()
+    for section, key in (name.split(".") for name in _FIXED):
+        if key in saved.get(section, {}):
+            found.setdefault(section, {})[key] = saved[section][key]
+    return found
 
 
 def fresh_learner(settings: Settings, device: str) -> Learner:

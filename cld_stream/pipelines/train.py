@@ -21,7 +21,7 @@ from cld_stream.pipelines.keeper import Keeper
 from cld_stream.pipelines.metrics import TrainProgress, TrainReport, log
 from cld_stream.pipelines.pixels import FreshBatch, FreshFrames, GoneError, PixelCache
 from cld_stream.pipelines.rescue import Rescue
-from cld_stream.pipelines.restore import check_settings, fresh_learner, learner_of, saved_settings
+from cld_stream.pipelines.restore import check_settings, fresh_learner, learner_of, saved_settings, settings_of_state
 from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint
 from cld_stream.storage.frames import FrameReader
 from cld_stream.storage.store import Store
@@ -35,11 +35,22 @@ _HOLD_S = 2.0  # an incomplete batch of fresh frames waits this long for more
 
 
 def train_settings(
-    device: str, config: Path | None = None, overrides: Iterable[str] = (), *, recipe: str | None = None
+    device: str,
+    config: Path | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    recipe: str | None = None,
+    store_path: Path | None = None,
 ) -> Settings:
-    """A recipe, without a name `stream` in the size of the device, under the user's own settings."""
+    """A recipe, without a name `stream` in the size of the device, under the user's own settings.
+
+    Args:
+        store_path: where it was trained before and no recipe is named, what its state depends on stays as it is,
+            whatever the recipe says by now.
+    """
     size = "gpu" if device.startswith("cuda") else "cpu"
-    return load_settings(config, overrides, recipe=recipe or ("stream", size))
+    known = settings_of_state(store_path) if store_path and not recipe else None
+    return load_settings(config, overrides, recipe=recipe or ("stream", size), known=known)
 
 
 def train(

@@ -29,16 +29,19 @@ class Given:
 
     Attributes:
         device: decides the recipe where none is named.
+        store_path: of what was trained there before `train` keeps some.
     """
 
     device: str = "cpu"
     recipe: str | None = None
     config: Path | None = None
     overrides: tuple[str, ...] = ()
+    store_path: Path | None = None
 
     def settings(self, changes: Sequence[str] = ()) -> Settings:
         """The settings that `train` would use, and with further `--set` values over them."""
-        return train_settings(self.device, self.config, [*self.overrides, *changes], recipe=self.recipe)
+        sets = [*self.overrides, *changes]
+        return train_settings(self.device, self.config, sets, recipe=self.recipe, store_path=self.store_path)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ __all__ = [
     "buffered_ids",
     "list_checkpoints",
     "load_checkpoint",
+    "newest_meta",
     "pin_checkpoint",
     "pinned_checkpoint",
     "save_checkpoint",
@@ -161,6 +163,15 @@ def buffered_ids(store_path: Path) -> NDArray[np.int64]:
             continue
         return np.unique(ids[ids >= 0])
     return np.zeros(0, np.int64)
+
+
+def newest_meta(store_path: Path) -> dict[str, Any]:
+    """What the newest readable checkpoint says besides its arrays, at which nobody looks here; {} without one."""
+    for _, path in sorted(_directories(store_path).items(), reverse=True):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            meta: dict[str, Any] = json.loads((path / _META).read_text())["meta"]
+            return meta
+    return {}
 
 
 def pin_checkpoint(store_path: Path, step: int) -> None:

@@ -120,6 +120,20 @@ def test_heads_are_those_of_the_paper(kind: str) -> None:
     torch.testing.assert_close(head(h), expected)
 
 
+@pytest.mark.parametrize("kind", ["bnlinear", "bnmlp"])
+def test_heads_with_batch_norm_centre_and_scale_each_feature_over_the_batch(kind: str) -> None:
+    torch.manual_seed(0)
+    head, h = make_head(kind, 6, 4), torch.randn(50, 6) + 3
+    out = head(h)
+    assert isinstance(head, nn.Sequential)
+    assert [type(m).__name__ for m in head] == {
+        "bnlinear": ["Linear", "BatchNorm1d"],
+        "bnmlp": ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"],
+    }[kind]
+    torch.testing.assert_close(out.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.var(0, unbiased=False), torch.ones(4), atol=1e-3, rtol=0)
+
+
 def test_an_unknown_head_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown head"):
         make_head("linaer", 4, 4)

@@ -19,7 +19,7 @@ from cld_stream.pipelines.pixels import FreshFrames, GoneError, PixelCache
 from cld_stream.pipelines.probes import TRAIN, families
 from cld_stream.pipelines.restore import restore_learner
 from cld_stream.pipelines.status import status
-from cld_stream.pipelines.train import TrainProgress, train
+from cld_stream.pipelines.train import TrainProgress, train, train_settings
 from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint, pinned_checkpoint
 from cld_stream.storage.schema import NewFrame, Outcome
 from cld_stream.storage.store import Store
@@ -268,6 +268,24 @@ def test_a_changed_setting_that_breaks_the_state_is_named(tmp_path: Path, settin
     with pytest.raises(UsageError, match=change.partition("=")[0]):
         train(tmp_path, load_settings(overrides=[*SMALL, change]), steps=1)
     assert train(tmp_path, load_settings(overrides=[*SMALL, "optim.lr=0.01"]), steps=1).steps == 1
+
+
+def test_what_was_trained_goes_on_with_its_own_settings_where_the_recipe_has_become_another(
+    tmp_path: Path, settings: Settings
+) -> None:
+    """As after an upgrade, or on a machine with another device."""
+    grow(tmp_path, 40, settings)
+    before = train_settings("cpu", overrides=[*SMALL, "encoder.head=normmlp"], store_path=tmp_path)
+    train(tmp_path, before, steps=2)
+    free = [item for item in SMALL if item.partition(".")[0] in ("train", "optim", "publish")]
+    now = train_settings("cuda", overrides=free, store_path=tmp_path)
+    assert (now.encoder.head, now.encoder.width, now.encoder.crop) == ("normmlp", 0.125, 16)
+    assert now.buffer.policy == "minred"
+    assert train(tmp_path, now, steps=2).step == 4
+    told = train_settings("cpu", overrides=[*free, "encoder.head=mlp"], store_path=tmp_path)
+    with pytest.raises(UsageError, match=r"trained with encoder\.head = normmlp, now mlp is asked for"):
+        train(tmp_path, told, steps=1)
+    assert train_settings("cpu", recipe="cpu", store_path=tmp_path).encoder.head == "linear", "named by the user"
 
 
 def test_a_second_trainer_is_refused(tmp_path: Path, settings: Settings) -> None:
