@@ -15,6 +15,7 @@ from PIL import Image
 
 from cld_stream.cli import main
 from cld_stream.cli.output import console, fail, set_up_logging
+from cld_stream.config import StoreSettings
 from cld_stream.storage.store import Store
 from tests.test_end_to_end import TINY
 
@@ -144,8 +145,9 @@ def test_a_query_names_every_source_harmlessly(printed: Printed, store: Path, tm
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_errors_repeat_a_name_harmlessly(printed: Printed, store: Path, name: str) -> None:
-    missing = Path("/nowhere", name)
+def test_errors_repeat_a_name_harmlessly(printed: Printed, store: Path, tmp_path: Path, name: str) -> None:
+    missing, untrained = Path("/nowhere", name), tmp_path / "store"
+    Store.create(untrained, StoreSettings()).close()
     commands: list[list[object]] = [
         ["ingest", missing, "--store", store],
         ["ingest", f"@{missing}", "--store", store],
@@ -159,7 +161,7 @@ def test_errors_repeat_a_name_harmlessly(printed: Printed, store: Path, name: st
         ["status", "--store", missing],
         ["config", "--set", f"ingest.{name}=1"],
         ["config", "--config", missing],
-        ["train", "--init", missing, "--store", store],
+        ["train", "--init", missing, "--store", untrained],
     ]
     if "\u202e" not in name:  # the parser repeats a word without a place; letters that turn the line stay as typed
         commands += [["eval", missing, "--store", store], [f"verb{name}"]]

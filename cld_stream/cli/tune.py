@@ -48,7 +48,7 @@ def tune(
     from cld_stream.pipelines.tune import Given
     from cld_stream.pipelines.tune import tune as run
 
-    given = Given(choose_device(device), recipe, config, tuple(set or ()), store)
+    given = Given(choose_device(device), recipe, config, tuple(set or ()))
     with StopSignals() as stop, TuneDisplay() as display:
         report = run(
             store, given, candidates=candidates, steps=steps, seeds=seeds, frames=frames, out=out,

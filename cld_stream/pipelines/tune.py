@@ -58,7 +58,7 @@ def tune(
     """
     if out and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise UsageError(f"--out {out}: cannot be a file there. Name one in a folder that exists.")
-    contenders = list_candidates(given, candidates)
+    contenders = list_candidates(replace(given, store_path=store_path), candidates)
     present = contenders[0].settings
     if present.train.threads:
         torch.set_num_threads(present.train.threads)

@@ -29,7 +29,7 @@ class Given:
 
     Attributes:
         device: decides the recipe where none is named.
-        store_path: of what was trained there before `train` keeps some.
+        store_path: of what was trained there `train` keeps some; `tune` says where.
     """
 
     device: str = "cpu"
