@@ -41,8 +41,8 @@ def train(
     with StopSignals() as stop:  # the imports take seconds
         from cld_stream.cli.progress import TrainDisplay, print_train_summary
         from cld_stream.pipelines.device import choose_device
+        from cld_stream.pipelines.train import STREAM, train_settings
         from cld_stream.pipelines.train import train as run
-        from cld_stream.pipelines.train import train_settings
 
         chosen = choose_device(device)
         flags = {"encoder.init": init, "ops.port": port}
@@ -53,11 +53,11 @@ def train(
             return
         if chosen == "cpu" and not recipe:
             of = f"{settings.encoder.backbone}, width {settings.encoder.width:g}, {settings.encoder.crop} px"
-            console.print(f"No GPU in use: taking the recipe stream ({of}).", soft_wrap=True)
+            console.print(f"No GPU in use: taking the recipe {STREAM} ({of}).", soft_wrap=True)
         with TrainDisplay() as display:
             report = run(
-                store, settings, device=chosen, steps=steps, until_caught_up=until_caught_up,
-                on_progress=display, stop=stop,
+                store, settings, device=chosen, recipe=recipe or STREAM, steps=steps,
+                until_caught_up=until_caught_up, on_progress=display, stop=stop,
             )  # fmt: skip
     if json:
         answer_json(report.as_dict())

@@ -45,7 +45,7 @@ def demo(
     from cld_stream.pipelines.device import choose_device
     from cld_stream.pipelines.ingest import ingest
     from cld_stream.pipelines.query import query
-    from cld_stream.pipelines.train import train
+    from cld_stream.pipelines.train import STREAM, train
 
     if media is not None and not media.exists():
         raise UsageError(f"--media {media}: no such file or folder. Name a folder of videos or photos.")
@@ -60,7 +60,7 @@ def demo(
     _require_frames(store, footage)
     say("2. cld-stream train --until-caught-up")
     with train_display() as show:
-        trained = train(store, settings, device=device, steps=None, until_caught_up=True, on_progress=show)
+        trained = train(store, settings, device=device, recipe=STREAM, until_caught_up=True, on_progress=show)
     say(f"   {trained.steps:,} steps; published {trained.snapshot}")
     sheet, frame = out / "neighbours.png", _frame_to_ask(store, made=media is None)
     say(f"3. cld-stream query --frame {frame} -k 12 --distinct-s 2 --sheet {sheet}")

@@ -59,6 +59,7 @@ class Keeper:
         feed: where the feed stands; what a checkpoint saves.
         idle_steps: what is left of the steps without new frames.
         owed_steps: what is left of the steps that the last fresh frames are worth.
+        recipe: for the next start.
         wait_s: time spent waiting for pixels since the last measurement [s].
     """
 
@@ -73,7 +74,7 @@ class Keeper:
         feed: Feed,
         on_progress: Callable[[TrainProgress], None] | None,
     ) -> None:
-        self.feed, self.idle_steps, self.owed_steps, self.wait_s = feed, 0, 0, 0.0
+        self.feed, self.idle_steps, self.owed_steps, self.wait_s, self.recipe = feed, 0, 0, 0.0, ""
         self._store, self._settings, self._learner, self._cache = store, settings, learner, cache
         self._rescue, self._guard, self._on_progress = rescue, guard, on_progress
         t = settings.train
@@ -159,6 +160,7 @@ class Keeper:
             feed=self.feed.state_dict(),
             idle_steps=self.idle_steps,
             owed_steps=self.owed_steps,
+            recipe=self.recipe,
             rescue=self._rescue.state_dict(),
             guard=self._guard.state_dict(),
         )

@@ -34,9 +34,13 @@ _FIXED = (
 )  # fmt: skip
 
 
-def settings_of_state(store_path: Path) -> dict[str, dict[str, Any]]:
-    """By section and key, what the newest checkpoint's state depends on; {} where nothing was trained."""
-    saved, found = newest_meta(store_path).get("settings", {}), dict[str, dict[str, Any]]()
+def settings_of_state(store_path: Path, recipe: str) -> dict[str, dict[str, Any]]:
+    """By section and key, what the newest checkpoint's state depends on; {} where nothing was trained by this recipe.
+
+    Checkpoints of older versions do not name theirs.
+    """
+    meta, found = newest_meta(store_path), dict[str, dict[str, Any]]()
+    saved = meta.get("settings", {}) if meta.get("recipe", recipe) == recipe else {}
     for section, key in (name.split(".") for name in _FIXED):
         if key in saved.get(section, {}):
             found.setdefault(section, {})[key] = saved[section][key]

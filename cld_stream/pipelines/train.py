@@ -26,10 +26,13 @@ from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint
 from cld_stream.storage.frames import FrameReader
 from cld_stream.storage.store import Store
 
-__all__ = ["FEWEST", "TrainProgress", "TrainReport", "train", "train_settings"]
+__all__ = ["FEWEST", "STREAM", "TrainProgress", "TrainReport", "train", "train_settings"]
 
 FEWEST = 2
 """Frames that a step needs: one has nothing to differ from."""
+
+STREAM = "stream"
+"""The recipe of who names none."""
 
 _HOLD_S = 2.0  # an incomplete batch of fresh frames waits this long for more
 
@@ -45,12 +48,12 @@ def train_settings(
     """A recipe, without a name `stream` in the size of the device, under the user's own settings.
 
     Args:
-        store_path: where it was trained before and no recipe is named, what its state depends on stays as it is,
-            whatever the recipe says by now.
+        store_path: where it was trained before without a name, what its state depends on stays as it is, whatever
+            the recipe says by now.
     """
     size = "gpu" if device.startswith("cuda") else "cpu"
-    known = settings_of_state(store_path) if store_path and not recipe else None
-    return load_settings(config, overrides, recipe=recipe or ("stream", size), known=known)
+    known = settings_of_state(store_path, STREAM) if store_path and not recipe else None
+    return load_settings(config, overrides, recipe=recipe or (STREAM, size), known=known)
 
 
 def train(
@@ -58,6 +61,7 @@ def train(
     settings: Settings,
     *,
     device: str = "cpu",
+    recipe: str = "",
     steps: int | None = None,
     until_caught_up: bool = False,
     on_progress: Callable[[TrainProgress], None] | None = None,
@@ -68,6 +72,7 @@ def train(
     Args:
         settings: those that the saved state depends on must be as they were.
         device: torch's name of it.
+        recipe: what lies under the settings; `train_settings` asks for it at the next start.
         steps: end after so many steps; once every frame is fed, the rest replays the buffer.
         until_caught_up: end where the daemon would fall asleep: every frame fed, the idle steps spent.
         on_progress: called a few times a second.
@@ -95,7 +100,7 @@ def train(
         keeper = opened.enter_context(
             Keeper(store, learner.settings, learner, cache, start.rescue, start.guard, start.feed, on_progress)
         )
-        keeper.idle_steps, keeper.owed_steps = start.idle_steps, start.owed_steps
+        keeper.idle_steps, keeper.owed_steps, keeper.recipe = start.idle_steps, start.owed_steps, recipe
         if start.new:
             keeper.checkpoint()  # there is always a good state to go back to
         trainer = _Trainer(store, reader, learner, cache, keeper, start.rescue)

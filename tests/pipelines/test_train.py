@@ -276,16 +276,18 @@ def test_what_was_trained_goes_on_with_its_own_settings_where_the_recipe_has_bec
     """As after an upgrade, or on a machine with another device."""
     grow(tmp_path, 40, settings)
     before = train_settings("cpu", overrides=[*SMALL, "encoder.head=normmlp"], store_path=tmp_path)
-    train(tmp_path, before, steps=2)
+    train(tmp_path, before, recipe="stream", steps=2)
     free = [item for item in SMALL if item.partition(".")[0] in ("train", "optim", "publish")]
     now = train_settings("cuda", overrides=free, store_path=tmp_path)
     assert (now.encoder.head, now.encoder.width, now.encoder.crop) == ("normmlp", 0.125, 16)
     assert now.buffer.policy == "minred"
-    assert train(tmp_path, now, steps=2).step == 4
+    assert train(tmp_path, now, recipe="stream", steps=2).step == 4
     told = train_settings("cpu", overrides=[*free, "encoder.head=mlp"], store_path=tmp_path)
     with pytest.raises(UsageError, match=r"trained with encoder\.head = normmlp, now mlp is asked for"):
         train(tmp_path, told, steps=1)
     assert train_settings("cpu", recipe="cpu", store_path=tmp_path).encoder.head == "linear", "named by the user"
+    train(tmp_path, now, recipe="mine", steps=1)
+    assert train_settings("cpu", store_path=tmp_path).encoder.head == "bnlinear", "another recipe was forgotten"
 
 
 def test_a_second_trainer_is_refused(tmp_path: Path, settings: Settings) -> None:
