@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cld_stream.config import Settings, load_settings
+from cld_stream.config import GuardSettings, Settings, load_settings
 from cld_stream.errors import CorruptError, DeviceFullError
 from cld_stream.learn.buffer import Ids
 from cld_stream.learn.feed import MOST_REMEMBERED, Feed, shown
@@ -52,7 +52,10 @@ def train_settings(
             the recipe says by now.
     """
     size = "gpu" if device.startswith("cuda") else "cpu"
-    known = settings_of_state(store_path, STREAM) if store_path and not recipe else None
+    known = settings_of_state(store_path, STREAM) if store_path and not recipe else {}
+    if known and known["encoder"]["head"] != load_settings(recipe=STREAM).encoder.head:
+        lines = GuardSettings()  # those of the recipe are for its head
+        known["guard"] = {"warn": lines.warn, "hold": lines.hold, "rollback": lines.rollback}
     return load_settings(config, overrides, recipe=recipe or (STREAM, size), known=known)
 
 

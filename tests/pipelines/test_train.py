@@ -11,7 +11,7 @@ import pytest
 import simplejpeg
 import torch
 
-from cld_stream.config import Settings, load_settings
+from cld_stream.config import GuardSettings, Settings, load_settings
 from cld_stream.errors import GuardStopError, LockHeldError, UsageError
 from cld_stream.learn.buffer import Ids
 from cld_stream.learn.feed import Feed
@@ -281,6 +281,8 @@ def test_what_was_trained_goes_on_with_its_own_settings_where_the_recipe_has_bec
     now = train_settings("cuda", overrides=free, store_path=tmp_path)
     assert (now.encoder.head, now.encoder.width, now.encoder.crop) == ("normmlp", 0.125, 16)
     assert now.buffer.policy == "minred"
+    assert now.guard == GuardSettings(), "the recipe's lines are for its own head"
+    assert train_settings("cpu").guard.hold > GuardSettings().hold
     assert train(tmp_path, now, recipe="stream", steps=2).step == 4
     told = train_settings("cpu", overrides=[*free, "encoder.head=mlp"], store_path=tmp_path)
     with pytest.raises(UsageError, match=r"trained with encoder\.head = normmlp, now mlp is asked for"):
