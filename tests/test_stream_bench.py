@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from benchmarks.offline import ledger
 from benchmarks.stream import data, table
+from benchmarks.stream.__main__ import beyond
 from benchmarks.stream.cells import Cell, Job, cell_of, finish
 from benchmarks.stream.clips import CLIP, render
 from benchmarks.stream.findings import first_reached
@@ -232,3 +233,18 @@ def test_the_curve_has_the_same_gallery_and_questions_everywhere(folders: data.F
     assert len({p["knn"] for p in judge.points}) == 1
     assert [p for p in judge.points if "linear" in p] == [judge.points[1], judge.points[3]]
     assert judge.points[-1]["whole"].keys() == {"knn", "knn_f"}
+
+
+def test_a_sweep_goes_on_where_its_best_rate_is_at_an_edge(tmp_path: Path) -> None:
+    out, known = tmp_path / "out.jsonl", [("A", TINY, "npid", ROWS["npid"])]
+
+    def swept(scores: dict[float, float]) -> list[float]:
+        cells = [cell_of("A", TINY, "npid", ROWS["npid"], 0, rate, tuning=True) for rate in scores]
+        pairs = zip(cells, scores.values(), strict=True)
+        out.write_text("".join(json.dumps(line_of(c, score)) + "\n" for c, score in pairs))
+        return [c.overrides["optim.lr"] for c in beyond(known, cells, out)]
+
+    assert swept({0.03: 0.2, 0.06: 0.3, 0.12: 0.25}) == []
+    assert swept({0.03: 0.2, 0.06: 0.3, 0.12: 0.35}) == [0.24]
+    assert swept({0.03: 0.4, 0.06: 0.3, 0.12: 0.35}) == [0.015]
+    assert swept({0.01 * 2**i: 0.1 * i for i in range(7)}) == []

@@ -3,9 +3,10 @@ near-repeats), C (recorded sequences) and D (what stale features cost; measured 
 
     python -m benchmarks.stream --data FOLDER --work DIR [--tracks A B] [--rows ours fifo] [--jobs 2] [--minutes 30]
 
-Each row first gets the same learning-rate sweep on a miniature of the stream, judged on held-out train data; then every
-seed runs at the best rate. A finished cell is one line of --out and is not run again; --minutes begins no further
-cell after that time. A row whose settings do not exist is left out with a message.
+Each row first gets the same learning-rate sweep on a miniature of the stream, judged on held-out train data, and
+further rates where the best is the highest or the lowest; then every seed runs at the best rate. A finished cell is one
+line of --out and is not run again; --minutes begins no further cell after that time. A row whose settings do not exist
+is left out with a message.
 """
 
 import argparse
@@ -26,6 +27,9 @@ from benchmarks.stream.cells import Cell, Job, cell_of, finish_all
 from benchmarks.stream.rows import ROWS, Row, changed
 from benchmarks.stream.tracks import RATES, TRACKS
 from cld_stream.errors import UsageError
+
+MOST_RATES = 7
+"""In a row's sweep, those beyond its edges among them."""
 
 CPU_TRACKS = ("A", "B", "C-gtsrb", "C-eth80")
 
@@ -50,7 +54,10 @@ def main() -> None:
     for track in asked.tracks:
         data.prepare(TRACKS[track].kind, TRACKS[track].source, TRACKS[track].size, folders)
     job = Job(folders, asked.out, asked.device, asked.threads, deadline, commit())
-    done = asked.rate is not None or finish_all(sweep, job, asked.jobs)
+    done, more = True, [] if asked.rate else sweep
+    while done and more:
+        done, more = finish_all(more, job, asked.jobs), [] if asked.rates else beyond(known, sweep, asked.out)
+        sweep += more
     if done and not asked.tune:
         done = finish_all(list(finals(known, sweep, asked)), job, asked.jobs)
     table.write(asked.out)
@@ -83,6 +90,18 @@ def finals(known: Sequence[Pair], sweep: Sequence[Cell], asked: argparse.Namespa
             mine = [c for c in sweep if (c.track, c.row) == (pair[0], pair[2])]
             rate = asked.rate or best_rate(mine, lines)
             yield cell_of(*pair, seed, rate, tuning=False, held_out=asked.held_out)
+
+
+def beyond(known: Sequence[Pair], sweep: Sequence[Cell], out: Path) -> list[Cell]:
+    """For every row whose best rate is the highest or the lowest of its sweep, one that is twice or half as high."""
+    lines, more = ledger.read(out), []
+    for pair in known:
+        mine = [c for c in sweep if (c.track, c.row) == (pair[0], pair[2])]
+        rates = [c.overrides["optim.lr"] for c in mine]
+        best = best_rate(mine, lines)
+        if rates and len(rates) < MOST_RATES and best in (min(rates), max(rates)):
+            more.append(cell_of(*pair, 0, 2 * best if best == max(rates) else best / 2, tuning=True))
+    return more
 
 
 def best_rate(mine: Sequence[Cell], lines: list[ledger.Line]) -> float:

@@ -27,8 +27,8 @@ FA: linear probe (penalty 1e-3) after the whole stream, all classes. CA: mean ov
 (k 20) on the backbone, all classes, every time with the same 2,000 labelled frames and 1,000 questions at most, as in
 the curves. kNN: on the backbone (h) and on f_I, at the end, with everything. Linear accuracy before the end: 2,000
 questions. Percent, mean ± standard deviation over seeds. Learning rates: the sweep below, one seed, a miniature of the
-stream, judged on held-out train data. CPU seconds and peak memory without and with the data, each cell in a process of
-its own."""
+stream, judged on held-out train data; the best one is at no edge of it, unless seven rates were not enough. CPU seconds
+and peak memory without and with the data, each cell in a process of its own."""
 
 
 def write(out: Path) -> None:
