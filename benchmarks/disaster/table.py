@@ -32,9 +32,9 @@ _NOTES = """
 
 - `young` publishes after 2, 5, 10, ... updates. In the healthy runs effective rank is judged from 100 updates on, not
   from 250: they are short. `young_steps` was chosen on other sizes (eth80 seeds 0 to 2, gtsrb-tracks seed 0; decision
-  037); the lines of the recipe (`warn`, `hold`, `rollback`) after seed 0 had been seen with the defaults, with which the
-  dark camera got through (decision 045); the rates of the disasters with the recipe as it was before, seed 10 (black)
-  and seeds 0 to 2 (narrow).
+  037); the lines of the recipe (`warn`, `hold`, `rollback`) after seed 0 had been seen with the defaults, with which
+  the dark camera got through (decision 045); the rates of the disasters with the recipe as it was before, seed 10
+  (black) and seeds 0 to 2 (narrow).
 - Exit code 5 is by design: the rate was a hundred times too high before the roll-back, and fifty times after it. What
   follows is the daemon started again with the ordinary rate: it feeds the rest of the broken stream and the good
   footage after it, and publishes.
