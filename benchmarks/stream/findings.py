@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.stream.rows import BASELINES
 from benchmarks.stream.score import MARKS
 
-__all__ = ["alarms", "best", "findings", "first_reached", "staleness"]
+__all__ = ["alarms", "best", "findings", "first_reached", "staleness", "told"]
 
 Line = dict[str, Any]
 Groups = dict[tuple[str, str], list[Line]]
@@ -43,15 +43,7 @@ def first_reached(lines: Sequence[Line], accuracy: float) -> float | None:
 
 def staleness(groups: Groups) -> list[str]:
     """Recall of stored and of re-encoded features, mean over the places of the stream after the first."""
-    table = [
-        "Recall of the query's class among the frames fed so far, f_I; stored = under the encoder that was published "
-        "(ten times a stream)",
-        "when the frame came, query and re-encoded features under the newest. Mean over the stream, percent.",
-        "",
-        "| track | row | R@1 re-encoded | R@1 stored | gap | R@10 re-encoded | R@10 stored | gap |",
-        "| --- " * 8 + "|",
-    ]
-    head = len(table)
+    rows = []
     for (track, name), lines in groups.items():
         points = [p for line in lines for p in line["points"][1:]]
         if not points or "recall1_stored" not in points[0]:
@@ -60,28 +52,36 @@ def staleness(groups: Groups) -> list[str]:
         for k in (1, 10):
             fresh, stored = (100 * mean(p[f"recall{k}_{kind}"] for p in points) for kind in ("fresh", "stored"))
             cells += [f"{fresh:.1f}", f"{stored:.1f}", f"{fresh - stored:+.1f}"]
-        table.append(f"| {track} | {name} | {' | '.join(cells)} |")
-    return table if len(table) > head else []
+        rows.append(f"| {track} | {name} | {' | '.join(cells)} |")
+    return told(
+        "Recall of the query's class among the frames fed so far, f_I; stored = under the encoder that was published\n"
+        "(ten times a stream) when the frame came, query and re-encoded features under the newest. Mean over the stream,\n"
+        "percent.",
+        ["track", "row", "R@1 re-encoded", "R@1 stored", "gap", "R@10 re-encoded", "R@10 stored", "gap"],
+        rows,
+    )
 
 
 def alarms(groups: Groups) -> list[str]:
     """What the guard of the daemon said at the places of the stream where the encoder was looked at."""
-    table = [
-        "The guard of `train` at every place where the encoder is looked at; each is a publication, unless it holds. "
-        "How often it warned, began to",
-        "hold, and wanted the good state back; least share of the best so far.",
-        "",
-        "| track | row | looks | warnings | holds | roll-backs | least share |",
-        "| --- " * 7 + "|",
-    ]
-    head = len(table)
+    rows = []
     for (track, name), lines in groups.items():
         looks = [p for line in lines for p in line["points"] if "kept" in p]
         if looks:
             ends = [line["points"][-1] for line in lines]
             counts = " | ".join(str(sum(p[kind] for p in ends)) for kind in ("warnings", "holds", "rollbacks"))
-            table.append(f"| {track} | {name} | {len(looks)} | {counts} | {min(p['kept'] for p in looks):.2f} |")
-    return table if len(table) > head else []
+            rows.append(f"| {track} | {name} | {len(looks)} | {counts} | {min(p['kept'] for p in looks):.2f} |")
+    return told(
+        "The guard of `train` at every place where the encoder is looked at; each is a publication, unless it holds. How\n"
+        "often it warned, began to hold, and wanted the good state back; least share of the best so far.",
+        ["track", "row", "looks", "warnings", "holds", "roll-backs", "least share"],
+        rows,
+    )
+
+
+def told(what: str, columns: Sequence[str], rows: Sequence[str]) -> list[str]:
+    """A table below a few words; nothing where it has no rows."""
+    return [*what.splitlines(), "", f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows] if rows else []
 
 
 def _ahead(rows: dict[str, list[Line]]) -> list[str]:

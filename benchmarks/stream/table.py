@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.offline import ledger
 from benchmarks.stream import curves
-from benchmarks.stream.findings import alarms, findings, staleness
+from benchmarks.stream.findings import alarms, findings, staleness, told
 from benchmarks.stream.rows import ROWS
 from benchmarks.stream.tracks import TRACKS
 
@@ -85,13 +85,7 @@ def summary(track: str, groups: Groups) -> list[str]:
 
 def ablation(groups: Groups) -> list[str]:
     """Rows with settings on top (`--set`), less the row itself, over the seeds and at the rate of both."""
-    table = [
-        "At the rate tuned for the row as it is, with its seeds, memory and CBP. Differences from the row as it is.",
-        "",
-        "| track | changed | seeds | FA | difference in FA | in CA | in kNN h | in kNN f_I |",
-        "| --- " * 8 + "|",
-    ]
-    head = len(table)
+    rows = []
     for (track, name), lines in groups.items():
         row, _, setting = name.partition("[")
         plain = {(line["seed"], line["overrides"]["optim.lr"]): line for line in groups.get((track, row), [])}
@@ -99,8 +93,12 @@ def ablation(groups: Groups) -> list[str]:
         if setting and pairs:
             gains = [spread([b[k] - a[k] for a, b in pairs], "+") for k in ("linear", "ca", "knn", "knn_f")]
             score = spread([b["linear"] for _, b in pairs])
-            table.append(f"| {track} | {row}: {setting[:-1]} | {len(pairs)} | {score} | {' | '.join(gains)} |")
-    return table if len(table) > head else []
+            rows.append(f"| {track} | {row}: {setting[:-1]} | {len(pairs)} | {score} | {' | '.join(gains)} |")
+    return told(
+        "At the rate tuned for the row as it is, with its seeds, memory and CBP. Differences from the row as it is.",
+        ["track", "changed", "seeds", "FA", "difference in FA", "in CA", "in kNN h", "in kNN f_I"],
+        rows,
+    )
 
 
 def sweep(lines: Sequence[Line]) -> list[str]:
