@@ -55,8 +55,8 @@ def staleness(groups: Groups) -> list[str]:
         rows.append(f"| {track} | {name} | {' | '.join(cells)} |")
     return told(
         "Recall of the query's class among the frames fed so far, f_I; stored = under the encoder that was published\n"
-        "(ten times a stream) when the frame came, query and re-encoded features under the newest. Mean over the stream,\n"
-        "percent.",
+        "(ten times a stream) when the frame came, query and re-encoded features under the newest. Mean over\n"
+        "the stream, percent.",
         ["track", "row", "R@1 re-encoded", "R@1 stored", "gap", "R@10 re-encoded", "R@10 stored", "gap"],
         rows,
     )
@@ -72,8 +72,8 @@ def alarms(groups: Groups) -> list[str]:
             counts = " | ".join(str(sum(p[kind] for p in ends)) for kind in ("warnings", "holds", "rollbacks"))
             rows.append(f"| {track} | {name} | {len(looks)} | {counts} | {min(p['kept'] for p in looks):.2f} |")
     return told(
-        "The guard of `train` at every place where the encoder is looked at; each is a publication, unless it holds. How\n"
-        "often it warned, began to hold, and wanted the good state back; least share of the best so far.",
+        "The guard of `train` at every place where the encoder is looked at; each is a publication, unless it holds.\n"
+        "How often it warned, began to hold, and wanted the good state back; least share of the best so far.",
         ["track", "row", "looks", "warnings", "holds", "roll-backs", "least share"],
         rows,
     )
