@@ -22,8 +22,7 @@ from pathlib import Path
 from benchmarks.chaos.churn import Churn
 from benchmarks.chaos.services import SETTINGS, Service, services
 from benchmarks.chaos.verify import trained_to, verify_frames, verify_training
-from cld_stream.config import load_settings
-from cld_stream.pipelines.train import train
+from cld_stream.pipelines.train import STREAM, train, train_settings
 from cld_stream.storage.store import Store
 
 _RESULTS = Path(__file__).parents[1] / "results"
@@ -81,7 +80,7 @@ def run(work: Path, minutes: float, every_s: float, seed: int) -> Result:
             one.stop() if sys.exc_info()[0] is None else one.kill()
     result.kills, result.starts = {s.name: s.kills for s in three}, {s.name: s.starts for s in three}
     result.files = {"added": churn.added, "grown": churn.grown, "renamed": churn.renamed, "removed": len(churn.removed)}
-    train(store, load_settings(overrides=SETTINGS), until_caught_up=True)
+    train(store, train_settings("cpu", overrides=SETTINGS, store_path=store), recipe=STREAM, until_caught_up=True)
     result.frames, problems = verify_frames(store, work / "kept", churn.removed)
     result.problems += problems + verify_training(store) + [p for s in three for p in s.problems]
     asked = [int(line) for line in lines(work / "asked.txt")]
