@@ -322,7 +322,7 @@ def test_a_clock_that_jumps_back_changes_no_order(tmp_path: Path) -> None:
     tmp_path = tmp_path / "store"
     settings = load_settings(overrides=SMALL)
     grow(tmp_path, 40, settings)
-    first = train(tmp_path, settings, until_caught_up=True).snapshot
+    first = train(tmp_path, settings, recipe="stream", until_caught_up=True).snapshot
     grow(tmp_path, 24, settings)
     flags = [word for item in SMALL for word in ("--set", item)]
     ended = subprocess.run(
