@@ -125,9 +125,9 @@ def _gains(rows: dict[str, list[Line]]) -> list[str]:
 
 
 def _along(rows: dict[str, list[Line]]) -> list[str]:
-    """Linear accuracy at the marks, and CBP to the best baseline's final kNN."""
+    """Linear accuracy at the marks, and CBP to where the best baseline's curve ends."""
     goal_of = best(rows, BASELINES, "knn")
-    goal = _mean(rows[goal_of], "knn") if goal_of else None
+    goal = _mean_at(rows[goal_of], -1, "knn") if goal_of else None
     marks = [f"{100 * m:.0f}%" for m in MARKS]
     reach = f"CBP to kNN h of {goal_of}, {100 * goal:.1f}" if goal is not None else "CBP"
     table = [f"| linear, after | {' | '.join(marks)} | {reach} |", "| --- " * (2 + len(marks)) + "|"]
