@@ -34,7 +34,7 @@ class Origin:
         """Of n frames of which nothing is known."""
         return cls(np.full(n, EMPTY, np.int64), np.zeros(n))
 
-    def __getitem__(self, at: NDArray[Any]) -> "Origin":
+    def __getitem__(self, at: NDArray[Any] | slice) -> "Origin":
         return Origin(self.source[at], self.time[at])
 
     def __add__(self, other: "Origin") -> "Origin":

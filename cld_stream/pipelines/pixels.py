@@ -151,15 +151,17 @@ class FreshBatch:
 
     def part(self, chosen: NDArray[np.bool_]) -> "FreshBatch":
         """Those of the frames, without a copy where it is all of them; the feed stays where it is."""
-        return self if chosen.all() else self._take(np.flatnonzero(chosen))
+        return self if chosen.all() else self._take(chosen)
 
     def parts(self, most: int) -> Iterator["FreshBatch"]:
-        """The same frames in order, so many at a time."""
-        return (self._take(np.arange(len(self.ids))[at : at + most]) for at in range(0, len(self.ids), most))
+        """The same frames in order, so many at a time, without a copy."""
+        return (self._take(slice(at, at + most)) for at in range(0, len(self.ids), most))
 
-    def _take(self, rows: Ids) -> "FreshBatch":
-        pixels = self.pixels[torch.from_numpy(rows)]
-        return replace(self, ids=self.ids[rows], pixels=pixels, aspect=self.aspect[rows], origin=self.origin[rows])
+    def _take(self, rows: NDArray[np.bool_] | slice) -> "FreshBatch":
+        at = rows if isinstance(rows, slice) else torch.from_numpy(rows)
+        return replace(
+            self, ids=self.ids[rows], pixels=self.pixels[at], aspect=self.aspect[rows], origin=self.origin[rows]
+        )
 
 
 class FreshFrames:

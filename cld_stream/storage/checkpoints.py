@@ -166,10 +166,13 @@ def buffered_ids(store_path: Path) -> NDArray[np.int64]:
 
 
 def newest_meta(store_path: Path) -> dict[str, Any]:
-    """What the newest readable checkpoint says besides its arrays, at which nobody looks here; {} without one."""
+    """What the newest checkpoint says besides its arrays, at which nobody looks here; {} without one.
+
+    Where that is damaged it is what the one before says, as for `load_checkpoint`.
+    """
     for _, path in sorted(_directories(store_path).items(), reverse=True):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            meta: dict[str, Any] = json.loads((path / _META).read_text())["meta"]
+            meta: dict[str, Any] = _header(path)["meta"]
             return meta
     return {}
 
@@ -213,22 +216,27 @@ def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     from safetensors.numpy import load
 
     try:
-        header = json.loads((path / _META).read_bytes())
-        if header["format"] != _FORMAT:
-            raise ValueError(f"format {header['format']!r}")
-        if header["version"] > _VERSION:
-            raise FormatTooNewError(
-                f"{path} has checkpoint format {header['version']}; this cld-stream reads up to "
-                f"{_VERSION}. Upgrade: pip install -U cld-stream"
-            )
+        header = _header(path)
         state = (path / _STATE).read_bytes()
         if hashlib.sha256(state).hexdigest() != header["state"]["sha256"]:
             raise ValueError(f"{_STATE} has a wrong checksum")
-        if _meta_hash(header["meta"]) != header["meta_sha256"]:
-            raise ValueError(f"{_META} has a wrong checksum")
         return load(state), header["meta"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
         raise CorruptError(f"{path}: this checkpoint is damaged ({e}).") from None
+
+
+def _header(path: Path) -> dict[str, Any]:
+    header: dict[str, Any] = json.loads((path / _META).read_bytes())
+    if header["format"] != _FORMAT:
+        raise ValueError(f"format {header['format']!r}")
+    if header["version"] > _VERSION:
+        raise FormatTooNewError(
+            f"{path} has checkpoint format {header['version']}; this cld-stream reads up to "
+            f"{_VERSION}. Upgrade: pip install -U cld-stream"
+        )
+    if _meta_hash(header["meta"]) != header["meta_sha256"]:
+        raise ValueError(f"{_META} has a wrong checksum")
+    return header
 
 
 def _meta_hash(meta: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from cld_stream.pipelines.evaluate import evaluate
 from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.publish import publish
 from cld_stream.pipelines.query import query
-from cld_stream.pipelines.train import train
+from cld_stream.pipelines.train import train, train_settings
 from cld_stream.pipelines.tune_slice import take_slice
 from cld_stream.storage import database
 from cld_stream.storage.check import check
@@ -100,6 +100,18 @@ def test_training_passes_damaged_frames_over_and_says_so(tmp_path: Path, caplog:
     report = train(tmp_path, settings, until_caught_up=True)
     assert (report.lag, report.steps > 0) == (0, True)
     assert len([r for r in caplog.records if "damaged frames are passed over" in r.message]) == 1
+
+
+def test_settings_are_kept_by_the_checkpoint_that_training_goes_on_from(tmp_path: Path) -> None:
+    """Not by a damaged newest one."""
+    settings = load_settings(overrides=SMALL)
+    grow(tmp_path, 40, settings)
+    for steps in (2, 2):
+        train(tmp_path, settings, recipe="stream", steps=steps)
+    meta = tmp_path / "checkpoints" / f"{4:012d}" / "meta.json"
+    meta.write_text(meta.read_text().replace('"head"', '"hefd"').replace('"width": 0.125', '"width": 0.625'))
+    kept = train_settings("cpu", overrides=["train.threads=1"], store_path=tmp_path)
+    assert (kept.encoder.head, kept.encoder.width) == ("linear", 0.125)
 
 
 def test_the_many_sources_of_a_damaged_shard_are_named_by_id(tmp_path: Path) -> None:
