@@ -14,12 +14,13 @@ from benchmarks.stream import data, table
 from benchmarks.stream.__main__ import beyond
 from benchmarks.stream.cells import Cell, Job, cell_of, finish
 from benchmarks.stream.clips import CLIP, render
-from benchmarks.stream.findings import first_reached
+from benchmarks.stream.findings import first_reached, over_sequences
 from benchmarks.stream.rows import ROWS, changed, settings_of
-from benchmarks.stream.score import Judge
+from benchmarks.stream.score import Judge, by_sequence
 from benchmarks.stream.tracks import TRACKS, Track
 from benchmarks.stream.watched import Watched
 from cld_stream.errors import UsageError
+from cld_stream.learn.buffer import Origin
 from cld_stream.learn.learner import Learner
 
 CLASSES, EACH = 4, 40
@@ -194,6 +195,28 @@ def test_the_page_is_made_from_lines(tmp_path: Path) -> None:
     assert "+10.0" in page
     assert page.endswith("## Notes\n\nBy hand.\n")
     assert (tmp_path / "stream-A.png").stat().st_size > 10_000
+
+
+def test_what_few_sequences_say_of_others_is_told_with_its_spread() -> None:
+    """Two of four sequences won whole: other draws of four win between none and all, each ten questions."""
+
+    def lines(*right: int) -> list[dict[str, object]]:
+        return [{"by_sequence": [[r, 10] for r in right]}]
+
+    even = over_sequences(lines(7, 7, 7, 7), lines(5, 5, 5, 5))
+    assert even == pytest.approx((0.2, 0.2, 4))
+    split = over_sequences(lines(10, 10, 0, 0) * 2, lines(0, 0, 0, 0))
+    assert split == pytest.approx((0, 1, 4))
+    assert over_sequences(lines(1), [{}]) is None
+
+
+def test_questions_from_recordings_are_counted_by_recording() -> None:
+    source = np.array([7, 7, 3, 3, 3])
+    asked = data.Frames(torch.empty(5, 2, 2, 3), torch.ones(5), np.zeros(5, np.int64), Origin(source, np.zeros(5)))
+    right = np.array([True, False, True, True, True])
+    assert by_sequence(asked, right) == {"by_sequence": [[3, 3], [1, 2]]}
+    unknown = replace(asked, origin=Origin.unknown(5))
+    assert by_sequence(unknown, right) == {}
 
 
 def test_an_accuracy_that_is_never_reached_has_no_cost() -> None:

@@ -15,7 +15,7 @@ from cld_stream.learn.augment import central_view
 from cld_stream.learn.learner import Learner, StepReport
 from cld_stream.learn.probes import effective_rank, knn_classify, linear_probe, retrieval
 
-__all__ = ["MARKS", "PLACES", "Judge"]
+__all__ = ["MARKS", "PLACES", "Judge", "by_sequence"]
 
 PLACES = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Shares of the stream after which the encoder is looked at."""
@@ -80,6 +80,7 @@ class Judge:
             point["linear"] = _share(found.predicted_Q, truth_Q)
         if share == 1:
             point["whole"] = {"knn": knn(h_ND, asked_QD), "knn_f": knn(f_Nd, asked_Qd)}
+            point["whole"] |= by_sequence(p.asked, (found.predicted_Q == truth_Q).cpu().numpy())
         point |= self._stale(f_Nd[in_N], labels_N[in_N], p.at[quick_N], asked_Qd[in_Q], truth_Q[in_Q], fed)
         if self.watched is not None:
             point |= self.watched.look(lambda at: embed(p.stream[at])[1], fed, report)
@@ -132,6 +133,16 @@ class _Embed:
 def _even(n: int, most: int) -> NDArray[np.int64]:
     """At most so many of n rows, evenly spread."""
     return np.arange(0, n, -(-n // most)) if most else np.empty(0, np.int64)
+
+
+def by_sequence(asked: Frames, right_Q: NDArray[np.bool_]) -> dict[str, Any]:
+    """Right answers and questions of every sequence, for what is told about others like them."""
+    source = asked.origin.source
+    if (source < 0).any():
+        return {}
+    number = np.unique(source, return_inverse=True)[1]
+    right, questions = np.bincount(number, right_Q).astype(int), np.bincount(number)
+    return {"by_sequence": np.stack([right, questions], 1).tolist()}
 
 
 def _share(found_Q: Tensor, truth_Q: Tensor) -> float:
