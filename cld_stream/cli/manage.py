@@ -84,16 +84,18 @@ def migrate(
 
 def config(
     recipe: Annotated[
-        str | None, typer.Option(help="Packaged settings: stream, which train takes, cpu, gpu, moco-cld-32, ...")
+        str | None, typer.Option(help="Packaged settings instead of those: stream, cpu, gpu, moco-cld-32, ...")
     ] = None,
     config: ConfigOption = None,
     set: SetOption = None,  # noqa: A002 - its variable is CLD_STREAM_..._SET
     json: JsonOption = False,
 ) -> None:
-    """Print every setting as commented TOML."""
-    from cld_stream.config import as_dict, as_toml, load_settings
+    """Print every setting as commented TOML, with the values that a new store would be trained with on this machine."""
+    from cld_stream.config import as_dict, as_toml
+    from cld_stream.pipelines.device import choose_device
+    from cld_stream.pipelines.train import train_settings
 
-    settings = load_settings(config, set or [], recipe=recipe)
+    settings = train_settings(choose_device("auto"), config, set or [], recipe=recipe)
     if json:
         answer_json(as_dict(settings))
     else:

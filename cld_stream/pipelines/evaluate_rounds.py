@@ -100,7 +100,7 @@ def _checked(frames: JudgedFrames, plan: Plan) -> Plan:
         needed = "no class is in both splits" if "split" in plan.protocol else "no class has two sequences"
         return Plan([], plan.protocol, f"{needed}, so that no question has an answer")
     if unknown:
-        notes.append(f"{unknown:,} questions are of a class that nobody asked has; they count as wrong.")
+        notes.append(f"{unknown:,} questions are of a class that nobody asked has: wrong, but not in recall and map.")
     if (frames.split == "test").any():
         shared = np.intersect1d(*(frames.sequence[frames.split == name] for name in ("train", "test")))
         if len(shared):

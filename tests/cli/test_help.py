@@ -1,9 +1,13 @@
 import json
+from pathlib import Path
 
 import pytest
 import typer.main
 
 from cld_stream.cli import app
+from cld_stream.config import load_settings
+from cld_stream.pipelines.device import choose_device
+from cld_stream.pipelines.train import train_settings
 from tests.cli.conftest import Cli
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
@@ -31,6 +35,15 @@ def test_the_settings_are_printed_as_toml(cli: Cli) -> None:
     import tomllib
 
     assert tomllib.loads(cli("config", "--recipe", "gpu").out)["optim"]["batch"] == 256
+
+
+def test_the_printed_settings_are_those_that_train_takes(cli: Cli, tmp_path: Path) -> None:
+    """As a file for --config they change nothing: the recipe of `train` is in them."""
+    file = tmp_path / "settings.toml"
+    file.write_text(cli("config").out)
+    device = choose_device("auto")
+    assert train_settings(device, file) == train_settings(device) != load_settings()
+    assert load_settings(file) == train_settings(device)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -265,13 +265,12 @@ def exported() -> set[str]:
     return fixed | tables
 
 
-def test_the_dashboard_asks_for_nothing_that_is_not_exported() -> None:
+def test_the_dashboard_shows_every_metric_and_nothing_else() -> None:
     board = json.loads((ROOT / "contrib" / "grafana" / "cld-stream.json").read_text())
     asked = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
     process_metrics = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
     names = set(re.findall(r"\b(?:cld_stream|process)_\w+", asked))
-    assert names - exported() - process_metrics == set()
-    assert len(names) > 20
+    assert names == exported() | process_metrics
 
 
 def test_the_page_lists_every_metric() -> None:
