@@ -10,7 +10,7 @@ Groups = dict[tuple[str, str], list[dict[str, Any]]]
 
 
 def draw(track: str, groups: Groups, out: Path) -> Path:
-    """FILE-TRACK.png beside FILE.jsonl: kNN of the backbone, mean over seeds; ours thick, i.i.d. dashed."""
+    """FILE-TRACK.png beside FILE.jsonl: kNN of the backbone, mean over seeds; ours thick and black, i.i.d. dashed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -27,7 +27,8 @@ def draw(track: str, groups: Groups, out: Path) -> Path:
             axes.axhline(curve[0][1], **(style | {"linestyle": ":"}))
             continue
         style |= {"linestyle": "--"} if "iid" in name else {}
-        axes.plot(*zip(*curve, strict=True), linewidth=3 if name == "ours" else 1.3, **style)
+        style |= {"linestyle": "-", "color": "black", "linewidth": 3} if name == "ours" else {"linewidth": 1.3}
+        axes.plot(*zip(*curve, strict=True), **style)
     axes.set(xlabel="frames seen", ylabel="kNN of the backbone, all classes [%]", title=f"Track {track}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
