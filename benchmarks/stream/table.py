@@ -106,7 +106,7 @@ def sweep(lines: Sequence[Line]) -> list[str]:
     rates = sorted({line["overrides"]["optim.lr"] for line in lines})
     rows = ["| track | row | " + " | ".join(f"rate {r:g}" for r in rates) + " |", "| --- " * (2 + len(rates)) + "|"]
     found = {(line["track"], line["row"], line["overrides"]["optim.lr"]): line["linear"] for line in lines}
-    for track, name in dict.fromkeys((line["track"], line["row"]) for line in lines):
+    for track, name in grouped(lines, tuning=True):
         cells = (f"{100 * found[track, name, r]:.1f}" if (track, name, r) in found else "" for r in rates)
         rows.append(f"| {track} | {name} | {' | '.join(cells)} |")
     return rows
