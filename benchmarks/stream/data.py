@@ -18,7 +18,7 @@ from benchmarks.stream import clips
 from cld_stream.config import load_settings
 from cld_stream.learn.buffer import Origin
 
-__all__ = ["Folders", "Frames", "Problem", "Stream", "build", "prepare"]
+__all__ = ["Folders", "Frames", "Problem", "Stream", "build", "prepare", "sequences"]
 
 Ids = NDArray[np.int64]
 
@@ -156,18 +156,18 @@ def _recorded(s: Stream, folders: Folders, seed: int) -> Problem:
     del seed
     stream = _read_recorded(folders, s.source, s.size, "train")
     if s.held_out:
-        sequence = _sequences(stream)
+        sequence = sequences(stream)
         held = sequence % HELD_OUT_SEQUENCES == 0
         asked, stream = stream[np.flatnonzero(held)], stream[np.flatnonzero(~held)]
     else:
         asked = _read_recorded(folders, s.source, s.size, "eval")
-    sequence = _sequences(stream)
+    sequence = sequences(stream)
     stream = stream[np.flatnonzero(((sequence + 1) * s.slice).astype(int) > (sequence * s.slice).astype(int))]
     at = np.arange(0, len(stream), s.labelled_every)
     return Problem(stream, stream[at], at, asked[np.arange(0, len(asked), s.asked_every)])
 
 
-def _sequences(frames: Frames) -> Ids:
+def sequences(frames: Frames) -> Ids:
     """Which sequence each frame is of, from 0."""
     return np.unique(frames.origin.source, return_inverse=True)[1]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.stream.data import Frames, Problem
+from benchmarks.stream.data import Frames, Problem, sequences
 from benchmarks.stream.watched import Watched
 from cld_stream.learn.augment import central_view
 from cld_stream.learn.learner import Learner, StepReport
@@ -137,10 +137,9 @@ def _even(n: int, most: int) -> NDArray[np.int64]:
 
 def by_sequence(asked: Frames, right_Q: NDArray[np.bool_]) -> dict[str, Any]:
     """Right answers and questions of every sequence, for what is told about others like them."""
-    source = asked.origin.source
-    if (source < 0).any():
+    if (asked.origin.source < 0).any():
         return {}
-    number = np.unique(source, return_inverse=True)[1]
+    number = sequences(asked)
     right, questions = np.bincount(number, right_Q).astype(int), np.bincount(number)
     return {"by_sequence": np.stack([right, questions], 1).tolist()}
 
