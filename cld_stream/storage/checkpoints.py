@@ -232,7 +232,7 @@ def _header(path: Path) -> dict[str, Any]:
     if header["version"] > _VERSION:
         raise FormatTooNewError(
             f"{path} has checkpoint format {header['version']}; this cld-stream reads up to "
-            f"{_VERSION}. Upgrade: pip install -U cld-stream"
+            f"{_VERSION}. Upgrade cld-stream the way it was installed."
         )
     if _meta_hash(header["meta"]) != header["meta_sha256"]:
         raise ValueError(f"{_META} has a wrong checksum")

@@ -57,7 +57,7 @@ def read_header(path: Path) -> Header:
         if data["version"] > VERSION:
             raise FormatTooNewError(
                 f"{path} has store format {data['version']}; this cld-stream reads up to {VERSION}. "
-                "Upgrade: pip install -U cld-stream"
+                "Upgrade cld-stream the way it was installed."
             )
         return Header(**{name: data[name] for name in Header.__slots__})
     except (FileNotFoundError, NotADirectoryError):

@@ -106,7 +106,7 @@ def read_sidecar(path: Path) -> Sidecar:
     if header["version"] > _VERSION:
         raise FormatTooNewError(
             f"{path} has format {header['version']}; this cld-stream reads up to {_VERSION}. "
-            "Upgrade: pip install -U cld-stream"
+            "Upgrade cld-stream the way it was installed."
         )
     sources = tuple(
         SourceRow(**{**row, "outcome": row["outcome"] and Outcome(row["outcome"])}) for row in header["sources"]

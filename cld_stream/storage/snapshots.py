@@ -249,7 +249,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if version > VERSION:
         raise FormatTooNewError(
             f"{path} has snapshot format {version}; this cld-stream reads up to {VERSION}. "
-            "Upgrade: pip install -U cld-stream"
+            "Upgrade cld-stream the way it was installed."
         )
     return dict(manifest)
 

@@ -234,7 +234,7 @@ def test_a_store_of_a_newer_format_is_refused_with_the_upgrade(cli: Cli, home: P
     ended = cli("status")
     assert ended.code == 1
     assert "99" in ended.err
-    assert "pip install -U cld-stream" in ended.err
+    assert "Upgrade cld-stream the way it was installed" in ended.err
 
 
 def test_a_file_name_cannot_talk_to_the_terminal(cli: Cli, home: Path) -> None:

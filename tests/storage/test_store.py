@@ -69,7 +69,7 @@ def test_opening_says_what_is_wrong(tmp_path: Path) -> None:
     Store.create(path, SMALL).close()
     header = json.loads((path / "store.json").read_text())
     (path / "store.json").write_text(json.dumps(header | {"version": 2}))
-    with pytest.raises(FormatTooNewError, match=r"format 2.*up to 1\. Upgrade: pip install -U cld-stream"):
+    with pytest.raises(FormatTooNewError, match=r"format 2.*up to 1\. Upgrade cld-stream the way it was installed."):
         Store.open(path)
     (path / "store.json").write_text("{")
     with pytest.raises(CorruptError, match="header is damaged"):
