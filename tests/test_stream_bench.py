@@ -175,7 +175,7 @@ def line_of(found: Cell, score: float) -> dict[str, object]:
 def test_the_page_is_made_from_lines(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     out = tmp_path / "stream.jsonl"
-    scores = {"fifo": 0.4, "reservoir": 0.5, "npid": 0.6, "npid+cld": 0.7, "iid-1": 0.8}
+    scores = {"fifo": 0.4, "reservoir": 0.5, "npid": 0.6, "npid+cld": 0.7, "ours": 0.9, "iid-1": 0.8}
     cells = [(cell(name, seed=seed), score + 0.02 * seed) for seed in (0, 1) for name, score in scores.items()]
     cells.append((cell("npid", tuning=True), 0.33))
     name, row = changed("npid", ["loss.groups=7"])
@@ -186,8 +186,9 @@ def test_the_page_is_made_from_lines(tmp_path: Path) -> None:
     page = out.with_suffix(".md").read_text()
     assert "| npid+cld | NPID + CLD, reservoir | 2 | 0.06 | 71.0 ± 1.4 | 35.5 ± 0.7 |" in page
     assert "CLD, npid+cld against npid: FA +10.0 ± 0.0, CA +5.0 ± 0.0" in page
+    assert "FA: ours +30.0 against the best baseline, npid (ours ± 1.4, npid ± 1.4)." in page
     assert "FA of fifo: 50.6% of the decorrelated stream's (iid-1)" in page
-    assert "| npid+cld | 7.1 | 17.8 | 35.5 | 71.0 | 718 |" in page  # up to reservoir's 51.0 after 718 of 1,000 passes
+    assert "| npid+cld | 7.1 | 17.8 | 35.5 | 71.0 | 859 |" in page  # up to npid's 61.0 after 859 of 1,000 passes
     assert "| A | npid | 33.0 |" in page
     assert "| A | fifo | 8 | 2 | 2 | 0 | 0.50 |" in page  # the guard
     assert "| A | npid: loss.groups=7 | 1 | 52.0 | -10.0 | -5.0 | -10.0 | -10.0 |" in page
@@ -207,6 +208,8 @@ def test_what_few_sequences_say_of_others_is_told_with_its_spread() -> None:
     assert even == pytest.approx((0.2, 0.2, 4))
     split = over_sequences(lines(10, 10, 0, 0) * 2, lines(0, 0, 0, 0))
     assert split == pytest.approx((0, 1, 4))
+    seeds = over_sequences(lines(10, 10, 10, 10) + lines(0, 0, 0, 0), lines(0, 0, 0, 0))
+    assert seeds == pytest.approx((0, 1, 4)), "of two seeds one wins all: another draw of two may have either"
     assert over_sequences(lines(1), [{}]) is None
 
 

@@ -5,6 +5,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.stream.rows import BASELINES
 from benchmarks.stream.score import MARKS
@@ -15,7 +16,8 @@ Line = dict[str, Any]
 Groups = dict[tuple[str, str], list[Line]]
 
 IID = ("iid-0", "iid-1")
-PAIRS = (("npid", "npid+cld"), ("moco", "moco+cld"), ("ours-cld0", "ours"), ("iid-0", "iid-1"))
+OURS_IID = ("ours-iid-cld0", "ours-iid")
+PAIRS = (("npid", "npid+cld"), ("moco", "moco+cld"), ("ours-cld0", "ours"), IID, OURS_IID)
 
 
 def findings(track: str, groups: Groups) -> list[str]:
@@ -46,7 +48,7 @@ def first_reached(lines: Sequence[Line], accuracy: float) -> float | None:
 def over_sequences(
     mine: Sequence[Line], others: Sequence[Line], draws: int = 10_000
 ) -> tuple[float, float, int] | None:
-    """What the difference in FA would be with other sequences: 95% of bootstrap draws of the sequences that asked.
+    """What the difference in FA would be with other sequences and seeds: 95% of bootstrap draws of those that were.
 
     Frames of a sequence are near-repeats, so that a standard deviation over seeds says nothing of it.
 
@@ -55,10 +57,11 @@ def over_sequences(
     """
     if not all("by_sequence" in line for line in (*mine, *others)):
         return None
-    right_S, other_S = (np.mean([np.array(line["by_sequence"])[:, 0] for line in lines], 0) for lines in (mine, others))
+    rng = np.random.default_rng(0)
     asked_S = np.array(mine[0]["by_sequence"])[:, 1]
-    drawn_DS = np.random.default_rng(0).integers(len(asked_S), size=(draws, len(asked_S)))
-    gaps = (right_S - other_S)[drawn_DS].sum(1) / asked_S[drawn_DS].sum(1)
+    times_DS = _drawn(rng, draws, len(asked_S))
+    mine_DS, other_DS = (_mean_right(rng, draws, lines) for lines in (mine, others))
+    gaps = ((mine_DS - other_DS) * times_DS).sum(1) / (times_DS @ asked_S)
     low, high = np.percentile(gaps, (2.5, 97.5)).tolist()
     return low, high, len(asked_S)
 
@@ -112,27 +115,32 @@ def _ahead(rows: dict[str, list[Line]]) -> list[str]:
     against = (
         ("the best baseline", BASELINES),
         ("i.i.d. (the better lambda)", IID),
-        ("the same recipe on i.i.d. frames", ("ours-iid",)),
+        ("the same recipe on i.i.d. frames (the better lambda)", OURS_IID),
     )
     for title, names in against:
         for score, label in (("linear", "FA"), ("ca", "CA")):
             other = best(rows, names, score)
             if "ours" in rows and other:
                 gap = _mean(rows["ours"], score) - _mean(rows[other], score)
-                values = [line[score] for line in rows[other]]
-                around = f"; its standard deviation {100 * stdev(values):.1f}" if len(values) > 1 else ""
-                said.append(f"- {label}: ours {100 * gap:+.1f} against {title}, {other}{around}.")
+                around = ", ".join(_around(name, rows[name], score) for name in ("ours", other))
+                said.append(f"- {label}: ours {100 * gap:+.1f} against {title}, {other} ({around}).")
                 if score == "linear" and (between := over_sequences(rows["ours"], rows[other])):
                     low, high, n = between
                     said.append(
-                        f"  With other sequences like the {n} that ask: {100 * low:+.1f} to {100 * high:+.1f} (95%)."
+                        f"  With other seeds, and other sequences like the {n} that ask: "
+                        f"{100 * low:+.1f} to {100 * high:+.1f} (95%)."
                     )
-    upper = best(rows, (*IID, "ours-iid"))
+    upper = best(rows, (*IID, *OURS_IID))
     for name in ("none-bn", "none-gn", "fifo", "ours"):
         if upper and name in rows:
             ratio = _mean(rows[name], "linear") / _mean(rows[upper], "linear")
             said.append(f"- FA of {name}: {100 * ratio:.1f}% of the decorrelated stream's ({upper}).")
     return said
+
+
+def _around(name: str, lines: Sequence[Line], score: str) -> str:
+    values = [line[score] for line in lines]
+    return f"{name} ± {100 * stdev(values):.1f}" if len(values) > 1 else f"{name} of one seed"
 
 
 def _gains(rows: dict[str, list[Line]]) -> list[str]:
@@ -167,6 +175,18 @@ def _along(rows: dict[str, list[Line]]) -> list[str]:
         cells.append("" if goal is None else "never" if needed is None else f"{needed:,.0f}")
         table.append(f"| {name} | {' | '.join(cells)} |")
     return table
+
+
+def _mean_right(rng: np.random.Generator, draws: int, lines: Sequence[Line]) -> NDArray[np.float64]:
+    """Right answers in every sequence, mean over drawn seeds, (draws, S)."""
+    right_NS = np.array([[right for right, _ in line["by_sequence"]] for line in lines])
+    mean_DS: NDArray[np.float64] = _drawn(rng, draws, len(lines)) @ right_NS / len(lines)
+    return mean_DS
+
+
+def _drawn(rng: np.random.Generator, draws: int, n: int) -> NDArray[np.int64]:
+    """How often each of n is among n that are drawn with replacement, (draws, n)."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=draws)
 
 
 def _mean(lines: Sequence[Line], score: str) -> float:

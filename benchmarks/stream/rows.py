@@ -81,10 +81,13 @@ ROWS = {
     "iid-0": Row("i.i.d., NPID, reservoir", NPID | PLAIN | RESERVOIR, shuffled=True),
     "iid-1": Row("i.i.d., NPID + CLD, reservoir", NPID | RESERVOIR, shuffled=True),
     "iid-simclr": Row("i.i.d., SimCLR, reservoir", SIMCLR | RESERVOIR, shuffled=True),
+    "ours-iid-cld0": Row("i.i.d., recipe `stream` without CLD", PLAIN, recipe="stream", shuffled=True),
     "ours-iid": Row("i.i.d., recipe `stream`", recipe="stream", shuffled=True),
 }
 
-BASELINES = ("none-bn", "none-gn", "fifo", "reservoir", "minred", "cla-r", "lightly-simclr", "lightly-moco")
+BASELINES = (
+    "none-bn", "none-gn", "fifo", "reservoir", "minred", "cla-r", "lightly-simclr", "lightly-moco", "npid", "moco",
+)  # fmt: skip
 
 
 def changed(name: str, sets: Sequence[str]) -> tuple[str, Row]:

@@ -43,7 +43,7 @@ def write(out: Path) -> None:
         picture = curves.draw(track, named, out)
         text += ["", f"![accuracy against frames seen]({picture.name})", "", *findings(track, named)]
     if changed := ablation(final):
-        text += ["", "## Ours with one thing changed", "", *changed]
+        text += ["", "## Rows with one thing changed", "", *changed]
     if stale := staleness(named):
         text += ["", "## Track D: the cost of stale features", "", *stale]
     if said := alarms(named):
