@@ -77,7 +77,8 @@ class Extender:
         made = snapshot.add_segment(first, stop, ids, features, labels)
         drop_gone(self._store, made.ids())
         self._store.catalog.add_segment(snapshot.id, made.path.name, first, stop, len(ids))
-        merge_segments(snapshot.path / "segments")
+        if joined := merge_segments(snapshot.path / "segments"):
+            drop_gone(self._store, joined.ids())
         return len(ids)
 
 

@@ -57,6 +57,7 @@ def _forget(store_path: Path, source: str) -> ForgetReport:
         ids = np.concatenate([store.catalog.live_ids(source=row.id), dropped])
         features = drop_features(store, ids, _damaged)
         removed = writer.forget(row.id)
+        ids = np.append(ids, -1)  # features that came after their row was cleared
         features += drop_features(store, ids, _damaged)  # of a snapshot that was made meanwhile
         return ForgetReport(row.id, row.path, removed, features)
 

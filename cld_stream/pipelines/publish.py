@@ -165,7 +165,7 @@ class Publication:
         seen = (ids >= 0) & self._builder.features("instance").any(1)  # zeros: the picture could not be read
         centroids = spherical_kmeans(vectors[seen], self._settings.groups)
         labels = np.where(seen, nearest_group(vectors, centroids), -1).astype(np.int32)
-        self._builder.leave_out(ids[(ids >= 0) & ~seen])
+        self._builder.leave_out(ids[~seen])  # rows of -1 too: their features may have come after they were forgotten
         snapshot = self._builder.finish(centroids, labels)
         drop_gone(self._store, snapshot.ids)
         self._store.catalog.add_snapshot(snapshot.row())
@@ -240,10 +240,11 @@ def embed_frames(
 
 
 def drop_gone(store: Store, ids: NDArray[np.int64]) -> None:
-    """Forget the features of those frames that were forgotten while they were embedded."""
+    """Forget the features of those frames that were forgotten meanwhile; dropped ones keep theirs."""
     ids = ids[ids >= 0]
     if len(ids):
         gone = np.setdiff1d(ids, store.catalog.live_ids(int(ids[0]), int(ids[-1]) + 1))
+        gone = np.setdiff1d(gone, store.catalog.dropped(gone).ids)
         if len(gone):
             drop_features(store, gone)
 

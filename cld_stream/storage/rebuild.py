@@ -92,7 +92,7 @@ def rebuild_catalog(path: Path) -> RebuildReport:
         frames = Frames(*(np.concatenate([getattr(part, name) for part in live]) for name in Frames.__slots__))
         sources, changed = _sources(sidecars, left, frames)
         frames = _keep(frames, np.isin(frames.source, [source.id for source in sources]))
-        snapshots = snapshot_rows(path)
+        snapshots = [replace(row, pinned=row.id in left.pinned) for row in snapshot_rows(path)]
         _replace_catalog(path, header, sidecars, left, sources, frames)
         catalog = Catalog(path / "catalog.db")
         for row in snapshots:

@@ -19,6 +19,7 @@ __all__ = ["Counts", "Salvage", "salvage"]
 
 _FRAME = [column.name for column in schema.frames.c]
 _SOURCE = [column.name for column in schema.sources.c]
+_SNAPSHOT = [column.name for column in schema.snapshots.c]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,14 @@ class Salvage:
         frames: rows of the table `frames` by id, those of the tail alone.
         jpegs: their pictures.
         sources: by id.
+        pinned: ids of snapshots that were pinned; such rows have no checksum.
         counts: any of them may be garbage.
     """
 
     frames: dict[int, dict[str, Any]]
     jpegs: dict[int, bytes]
     sources: dict[int, SourceRow]
+    pinned: set[str]
     counts: list[Counts]
 
     def lost(self, frames: int) -> int | None:
@@ -60,7 +63,7 @@ class Salvage:
 def salvage(file: Path, sealed: int) -> Salvage:
     """Every row that can still be read and whose checksum holds; of frames those with an id from `sealed` on."""
     pictures = defaultdict[int, list[tuple[bytes, int]]](list)
-    rows, sources, counts = list[dict[str, Any]](), dict[int, SourceRow](), list[Counts]()
+    rows, sources, pinned, counts = list[dict[str, Any]](), dict[int, SourceRow](), set[str](), list[Counts]()
     for id_, row in table_rows(file):
         if len(row) == len(schema.tail.c) and isinstance(row[1], bytes) and id_ >= sealed:
             pictures[id_].append((row[1], row[2]))
@@ -69,6 +72,8 @@ def salvage(file: Path, sealed: int) -> Salvage:
                 counts.append(Counts(*row[1:5]))
             if id_ >= sealed:
                 rows.append(dict(zip(_FRAME, [id_, *row[1:]], strict=True)))
+        elif len(row) == len(_SNAPSHOT):
+            pinned |= {row[_SNAPSHOT.index("id")]} if row[_SNAPSHOT.index("pinned")] == 1 else set()
         elif len(row) == len(_SOURCE):
             source = _source(id_, row)
             if source and (id_ not in sources or source.frames > sources[id_].frames):
@@ -79,7 +84,7 @@ def salvage(file: Path, sealed: int) -> Salvage:
             with suppress(*GARBAGE):
                 if frame_crc(frame, jpeg) == crc:
                     frames[frame["id"]], jpegs[frame["id"]] = frame, jpeg
-    return Salvage(frames, jpegs, sources, counts)
+    return Salvage(frames, jpegs, sources, pinned, counts)
 
 
 def _source(id_: int, row: list[Any]) -> SourceRow | None:

@@ -95,14 +95,18 @@ class FeatureSegment:
         VectorArray.write(self.path / _LABELS, labels.astype(np.int32))
 
     def drop(self, ids: NDArray[np.int64]) -> int:
-        """Overwrite the rows of these frames; the ids last, so that a kill is made good by a retry."""
-        rows = np.flatnonzero(np.isin(self.ids(), ids))
+        """Overwrite the rows of these frames, the ids last, so that a kill is made good by a retry; how many they were.
+
+        Rows of -1 are overwritten when they are asked for, and not counted.
+        """
+        had = self.ids()
+        rows = np.flatnonzero(np.isin(had, ids))
         if len(rows):
             for name in self.spaces:
                 VectorArray(self.path / name).overwrite(rows, 0)
             VectorArray(self.path / _LABELS).overwrite(rows, -1)
             VectorArray(self.path / _IDS).overwrite(rows, -1)
-        return len(rows)
+        return int((had[rows] >= 0).sum())
 
 
 def segment_name(first: int, stop: int) -> str:
@@ -139,7 +143,7 @@ def write_segment(
     return FeatureSegment(path)
 
 
-def merge_segments(folder: Path, *, at_least: int = 16, rows: int = 65_536) -> bool:
+def merge_segments(folder: Path, *, at_least: int = 16, rows: int = 65_536) -> FeatureSegment | None:
     """Join the newest segments into one when there are many small ones.
 
     The joined one covers their frames and takes their place by that; then they are removed.
@@ -149,7 +153,7 @@ def merge_segments(folder: Path, *, at_least: int = 16, rows: int = 65_536) -> b
         rows: a segment of more rows is not small.
 
     Returns:
-        Whether there was something to do.
+        The joined one, which may name frames that were forgotten while it was made; None when there was nothing to do.
     """
     run: list[FeatureSegment] = []
     total = 0
@@ -159,9 +163,9 @@ def merge_segments(folder: Path, *, at_least: int = 16, rows: int = 65_536) -> b
             break
         run.insert(0, segment)
     if len(run) < at_least:
-        return False
+        return None
     features = {s: np.concatenate([part.features(s) for part in run]) for s in run[0].spaces}
-    write_segment(
+    joined = write_segment(
         folder / segment_name(run[0].first, run[-1].stop),
         np.concatenate([part.ids() for part in run]),
         features,
@@ -169,7 +173,7 @@ def merge_segments(folder: Path, *, at_least: int = 16, rows: int = 65_536) -> b
     )
     for part in run:
         shutil.rmtree(part.path)
-    return True
+    return joined
 
 
 def drop_from_segments(folder: Path, ids: NDArray[np.int64]) -> int:

@@ -3,6 +3,7 @@
 zarr-python reads the same files; it is the oracle in our tests, and is not needed here.
 """
 
+import errno
 import json
 import os
 import struct
@@ -19,7 +20,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from cld_stream.errors import CorruptError
+from cld_stream.errors import CorruptError, StoreError
 from cld_stream.storage.durable import atomic_write, atomic_write_json, fsync_dir, make_dir
 
 __all__ = [
@@ -42,7 +43,7 @@ _EMPTY = (1 << 64) - 1
 _HEAD = struct.Struct("<II")
 _CRC = struct.Struct("<I")
 _RESIDUE = 0x48674BC7  # CRC-32C of anything followed by its own CRC-32C
-_OPEN_FILES = 256
+_OPEN_FILES = 64  # of a reader; a trainer has four, and a process may open 1,024 files at most as things are
 
 ShardIndex = NDArray[np.uint64]  # n x 2: offset, length
 
@@ -108,6 +109,10 @@ class LocalShards:
                 try:
                     self._files[key] = _OpenFile(self.root / key)
                 except OSError as e:
+                    if e.errno in (errno.EMFILE, errno.ENFILE):
+                        raise StoreError(
+                            f"{self.root / key}: too many files are open; raise the limit (ulimit -n)."
+                        ) from None
                     raise _damaged(self.root / key, f"it cannot be opened: {e.strerror}") from None
                 if len(self._files) > _OPEN_FILES:
                     self._files.popitem(last=False)

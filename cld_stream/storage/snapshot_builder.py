@@ -130,7 +130,7 @@ class SnapshotBuilder:
         return self._segment.features(space)
 
     def leave_out(self, ids: NDArray[np.int64]) -> None:
-        """Frames that have no features, because their pictures could not be read."""
+        """Rows that shall have no features, by their ids: their pictures could not be read, or -1."""
         self._segment.drop(ids)
 
     def abandon(self) -> None:

@@ -1,6 +1,7 @@
 """Publishing: what is stored is what the encoder says, whatever happens on the way."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import pytest
 
 from cld_stream.config import PublishSettings, Settings, load_settings
 from cld_stream.errors import CorruptError, HeldError, LockHeldError, StoreError
+from cld_stream.pipelines import extend as extending
 from cld_stream.pipelines import publish as publishing
 from cld_stream.pipelines.embed import Embedder, Features
 from cld_stream.pipelines.extend import Extender, extend
+from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.publish import Publication, publish
 from cld_stream.pipelines.publish_checkpoint import publish_checkpoint
 from cld_stream.pipelines.restore import fresh_learner, meta_of
@@ -22,6 +25,7 @@ from cld_stream.pipelines.snapshots import change_snapshots, list_snapshots, ope
 from cld_stream.pipelines.train import train
 from cld_stream.storage import vectors
 from cld_stream.storage.checkpoints import save_checkpoint
+from cld_stream.storage.segments import FeatureSegment, list_segments, merge_segments
 from cld_stream.storage.snapshots import Snapshot, drop_features
 from cld_stream.storage.store import Store
 from tests.pipelines.published import ENCODER, add_video, published, small_store, weights
@@ -127,6 +131,49 @@ def test_frames_forgotten_while_they_were_embedded_are_dropped(tmp_path: Path) -
         snapshot = work.finish()
     assert np.flatnonzero(snapshot.ids < 0).tolist() == list(range(12, 24))
     assert not snapshot.features("backbone")[1][12:24].any()
+
+
+def test_features_that_come_after_their_frames_were_forgotten_do_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "_AT_ONCE", 20)
+    store = small_store(tmp_path / "s")
+    with Publication(store, ENCODER, weights(), step=1) as work:
+        assert work.advance()
+        assert work.rows_done == 0, "they are in memory alone"
+        assert forget(store.path, "clip0.mp4").features == 12
+        while work.advance():
+            pass
+        snapshot = work.finish()
+    assert np.flatnonzero(snapshot.ids < 0).tolist() == list(range(12))
+    for space in snapshot.spaces:
+        stored = np.concatenate([segment.features(space) for segment in snapshot.segments])
+        assert not stored[:12].any()
+        assert stored[12:].any(1).all()
+
+
+def test_segments_joined_while_their_frames_are_forgotten_do_not_bring_them_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = published(tmp_path / "s", videos=1)
+    store, extender = made.store, Extender(made.store)
+    folder = made.snapshot.path / "segments"
+
+    def read_before_and_renamed_after_a_forget(folder: Path) -> FeatureSegment | None:
+        shutil.copytree(folder, tmp_path / "read")
+        forget(store.path, "more0.mp4")
+        shutil.rmtree(folder)
+        (tmp_path / "read").rename(folder)
+        return merge_segments(folder)
+
+    for n in range(16):
+        add_video(store, f"/media/more{n}.mp4", 50 + n, frames=2)
+        if n == 15:
+            monkeypatch.setattr(extending, "merge_segments", read_before_and_renamed_after_a_forget)
+        assert extender.run() == 2
+    extender.close()
+    assert len(list_segments(folder)) == 2, "they were joined"
+    assert np.flatnonzero(made.snapshot.ids < 0).tolist() == [12, 13]
 
 
 PUBLISHER = """

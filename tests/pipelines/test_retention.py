@@ -14,6 +14,7 @@ from PIL import Image
 import cld_stream
 from cld_stream.config import IngestSettings, Settings, load_settings
 from cld_stream.errors import StoreNotFoundError
+from cld_stream.pipelines.extend import Extender
 from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.ingest import ingest
 from cld_stream.pipelines.query import query
@@ -213,6 +214,19 @@ def test_what_no_snapshot_names_is_not_remembered(dropped: Published) -> None:
     remove_snapshot(store.path, dropped.snapshot.id)
     assert keep(store, max_frames=10) > 0
     assert len(store.catalog.dropped(np.arange(100))) == 0
+
+
+def test_joined_segments_keep_the_features_of_dropped_frames(tmp_path: Path) -> None:
+    made = published(tmp_path / "s", videos=1)
+    extender = Extender(made.store)
+    for n in range(16):
+        add_video(made.store, f"/media/more{n}.mp4", 50 + n, frames=2)
+        if n == 15:
+            assert keep(made.store, max_frames=20) > 0
+        assert extender.run() == 2
+    extender.close()
+    assert len(made.snapshot.segments) == 2, "they were joined"
+    assert (made.snapshot.ids >= 0).all()
 
 
 def test_a_rebuilt_catalog_leaves_no_features_that_forget_would_not_find(dropped: Published) -> None:

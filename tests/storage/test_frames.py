@@ -1,6 +1,7 @@
 """Frames in, frames out: against a plain list, against zarr-python, and while a writer is at work."""
 
 import os
+import resource
 import tempfile
 import threading
 import warnings
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cld_stream.config import StoreSettings
-from cld_stream.errors import CorruptError
+from cld_stream.errors import CorruptError, StoreError
 from cld_stream.storage.check import check
 from cld_stream.storage.schema import NewFrame, Outcome
 from cld_stream.storage.store import Store
@@ -197,6 +198,21 @@ def test_a_damaged_shard_is_an_error_and_never_a_wrong_picture(tmp_path: Path, w
     found = check(store)
     assert [f.where for f in found] == ["frames/c/1"]
     store.close()
+
+
+def test_too_many_open_files_are_not_taken_for_a_damaged_shard(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s", 8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with store.reader(threads=1) as reader:
+        store.catalog.rows([0])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            with pytest.raises(StoreError, match="too many files are open") as told:
+                reader.read(np.arange(4))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert not isinstance(told.value, CorruptError)
+        assert reader.read(np.arange(4))[1].all()
 
 
 def test_bytes_that_are_no_picture_of_the_right_size_are_an_error(tmp_path: Path) -> None:

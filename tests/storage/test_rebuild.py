@@ -9,11 +9,14 @@ import pytest
 
 from cld_stream.config import StoreSettings
 from cld_stream.errors import CorruptError, FormatTooNewError, StoreError
+from cld_stream.pipelines.publish import publish
+from cld_stream.pipelines.snapshots import change_snapshots, list_snapshots
 from cld_stream.storage.check import check
 from cld_stream.storage.rebuild import rebuild_catalog
 from cld_stream.storage.schema import Frames, Outcome
 from cld_stream.storage.sidecars import read_sidecar, write_sidecar
 from cld_stream.storage.store import Store
+from tests.pipelines.published import ENCODER, published, weights
 from tests.storage.pictures import jpeg, new_source, picture
 
 SMALL = StoreSettings(size=16, shard_frames=4)
@@ -90,6 +93,17 @@ def test_a_sound_catalog_is_not_replaced_and_a_damaged_one_is_kept_aside(tmp_pat
     (path / "catalog.db").write_bytes(b"garbage")
     assert rebuild_catalog(path).frames == 8
     assert (path / "catalog.db.old").read_bytes() == b"garbage"
+
+
+def test_a_pinned_snapshot_is_still_pinned_after_a_rebuild(tmp_path: Path) -> None:
+    made = [published(tmp_path / "s").snapshot.id]
+    with Store.open(tmp_path / "s") as store:
+        made += [publish(store, ENCODER, weights(seed), step=seed).id for seed in (1, 2)]
+    change_snapshots(tmp_path / "s", pin=made[1])
+    with (tmp_path / "s" / "catalog.db").open("r+b") as file:
+        file.write(bytes(100))
+    rebuild_catalog(tmp_path / "s")
+    assert [(row.id, row.pinned) for row in list_snapshots(tmp_path / "s")] == [(id_, id_ == made[1]) for id_ in made]
 
 
 def test_a_damaged_sidecar_is_found_and_a_newer_one_refused(tmp_path: Path) -> None:
