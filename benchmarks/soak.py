@@ -4,18 +4,21 @@
 
 The processes and the files that come and go are those of `benchmarks.chaos`, without kills, and with a limit on frames.
 Every second resident memory, open descriptors and threads of each process (workers included) and the trainer's lag are
-noted; a straight line through what comes after the warm-up has the slope that is printed, with its 95% confidence
-interval (from means of minutes, since neighbouring seconds tell the same). Exits 1 if a descriptor or thread count
-grows beyond its interval by one an hour, or a process ends.
+noted, and ingest and train are asked for their health and metrics, as a monitor would; a straight line through what
+comes after the warm-up has the slope that is printed, with its 95% confidence interval (from means of minutes, since
+neighbouring seconds tell the same). Exits 1 if memory grows beyond its interval by 4 MB an hour, a descriptor or thread
+count by one, a process ends, or one that answered does not.
 """
 
 import argparse
 import json
 import os
 import random
+import socket
 import sys
 import tempfile
 import time
+import urllib.request
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +35,7 @@ from cld_stream.pipelines.status import status
 _RESULTS = Path(__file__).parent / "results"
 _BOUNDED = ("ingest.max_frames=400", "buffer.capacity=150")  # a store of a steady size, after three minutes
 _MEASURES = {"memory": "MB", "descriptors": "", "threads": ""}
+_MOST = {"memory": 4.0, "descriptors": 1.0, "threads": 1.0}  # an hour, beyond the interval
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class Slope:
     within: float
 
     def grows(self) -> bool:
-        """Whether it is beyond noise; memory has caches, so that is for the reader to judge."""
-        return self.measure != "memory" and self.hourly - self.within > 1
+        """Whether it is beyond noise, and what a month of it would be beyond bearing."""
+        return self.hourly - self.within > _MOST[self.measure]
 
 
 def main() -> int:
@@ -76,6 +80,9 @@ def main() -> int:
 
 def watch(work: Path, minutes: float, seed: int) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
     """({process: rows of (second, MB, descriptors, threads); lag: rows of (second, frames)}, problems)."""
+    probes = {name: free_port() for name in ("ingest", "train")}
+    os.environ |= {f"CLD_STREAM_{name.upper()}_PORT": str(port) for name, port in probes.items()}
+    answered, silent = set[str](), list[str]()
     churn = Churn(work / "media", work / "kept", random.Random(seed))
     three = services(work, work / "store", work / "media", _BOUNDED)
     rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in (*(one.name for one in three), "lag")}
@@ -90,13 +97,36 @@ def watch(work: Path, minutes: float, seed: int) -> tuple[dict[str, NDArray[np.f
                 for one in three:
                     if (found := look(one)) is not None:
                         rows[one.name].append((now - began, *found))
+                for name, port in probes.items():
+                    if answers(port):
+                        answered.add(name)
+                    elif name in answered:
+                        silent.append(f"{name} was not healthy, or had no metrics, after {now - began:.0f} s")
                 if (lag := lag_of(work / "store")) is not None:
                     rows["lag"].append((now - began, lag))
             time.sleep(0.05)
     finally:
         for one in three:
             one.stop()
-    return {name: np.array(values) for name, values in rows.items()}, [p for one in three for p in one.problems]
+    problems = [*silent, *(f"{name} never answered" for name in probes.keys() - answered)]
+    problems += [p for one in three for p in one.problems]
+    return {name: np.array(values) for name, values in rows.items()}, problems
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    """Whether a process is healthy and gives its metrics."""
+    try:
+        for page in ("healthz", "metrics"):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5) as reply:
+                reply.read()
+    except OSError:
+        return False
+    return True
 
 
 def look(service: Service) -> tuple[float, float, float] | None:
