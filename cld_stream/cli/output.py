@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import sys
 from datetime import UTC, datetime
 from typing import IO, Any, cast
@@ -32,13 +33,25 @@ def answer(text: str) -> None:
 
 def answer_json(value: Any) -> None:
     """Print the answer of a command to stdout as JSON."""
-    answer(json.dumps(value, indent=2, default=str))
+    answer(json.dumps(_plain(value), indent=2, default=str))
 
 
 def answer_line(value: Any) -> None:
     """Print one of many answers to stdout as JSON in a line, at once."""
-    answer(json.dumps(value, default=str))
+    answer(json.dumps(_plain(value), default=str))
     sys.stdout.flush()
+
+
+def _plain(value: Any) -> Any:
+    """The same with null for NaN and infinity, which JSON has not."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {name: _plain(one) for name, one in value.items()}
+        case list() | tuple():
+            return [_plain(one) for one in value]
+    return value
 
 
 def fail(message: str) -> None:

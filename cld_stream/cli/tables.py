@@ -1,5 +1,6 @@
 """Tables on stdout: wide enough for a pipe, fitted to a terminal."""
 
+import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -71,15 +72,20 @@ def _note(text: str) -> None:
 
 
 def clock(seconds: float) -> str:
-    """Position in a source, as m:ss.s or h:mm:ss.s."""
+    """Position in a source, as m:ss.s or h:mm:ss.s; empty when it is no number."""
+    if not math.isfinite(seconds):
+        return ""
     minutes, s = divmod(seconds, 60)
     hours, m = divmod(int(minutes), 60)
     return f"{hours}:{m:02d}:{s:04.1f}" if hours else f"{m}:{s:04.1f}"
 
 
 def when(utc: float | None) -> str:
-    """A moment in UTC; empty when unknown."""
-    return "" if utc is None else datetime.fromtimestamp(utc, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    """A moment in UTC; empty when unknown, or in no calendar."""
+    try:
+        return "" if utc is None else datetime.fromtimestamp(utc, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return ""
 
 
 def size(n: float) -> str:

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any, get_args
 
 from cld_stream.errors import MediaError
-from cld_stream.media.frames import MediaFrame
+from cld_stream.media.frames import MediaFrame, moment
 from cld_stream.media.job import Chunk, Done, Event, Outcome, Started
 
 __all__ = ["receive"]
@@ -62,6 +62,6 @@ def _is_sound(event: object) -> bool:
 def _is_frame(frame: object) -> bool:
     match frame:
         case MediaFrame(jpeg=bytes(jpeg), time_s=float(time_s), wall_utc=wall, shot=int(shot), aspect=float(aspect)):
-            moment = wall is None or (isinstance(wall, float) and math.isfinite(wall))
-            return jpeg[:2] == b"\xff\xd8" and math.isfinite(time_s) and moment and shot >= 0 and 0 < aspect < math.inf
+            known = wall is None or (isinstance(wall, float) and moment(wall) is not None)
+            return jpeg[:2] == b"\xff\xd8" and math.isfinite(time_s) and known and shot >= 0 and 0 < aspect < math.inf
     return False

@@ -8,9 +8,11 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["Fit", "MediaFrame", "Window", "encode_frame", "square_jpeg", "windows"]
+__all__ = ["Fit", "MediaFrame", "Window", "encode_frame", "moment", "square_jpeg", "windows"]
 
 Fit = Literal["stretch", "crop", "pad"]
+
+_YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_799  # [s since 1970]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,11 @@ class Window:
     y: int
     width: int
     height: int
+
+
+def moment(utc: float | None) -> float | None:
+    """A time of day [s since 1970, UTC], if a calendar has it: a file may claim any number, and NaN."""
+    return utc if utc is not None and _YEAR_1 <= utc < _YEAR_10000 else None
 
 
 def windows(width: int, height: int, aspect: float, fit: Fit, size: int) -> tuple[Window, Window]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cld_stream.media.boxes import missing_bytes
-from cld_stream.media.frames import MediaFrame, encode_frame
+from cld_stream.media.frames import MediaFrame, encode_frame, moment
 from cld_stream.media.job import Chunk, Done, Event, Job, Started
 from cld_stream.media.pictures import open_picture, shown_aspect, taken_utc, upright_rgb
 from cld_stream.media.reasons import MISSING_REST, picture_reason, too_large
@@ -118,8 +118,8 @@ def _read_animation(job: Job) -> Iterator[Event]:
             emitted += 1
             if emitted > start:
                 jpeg = encode_frame(rgb, aspect, job.fit, job.size, job.quality)
-                moment = None if wall is None else wall + time_s
-                kept.append(MediaFrame(jpeg, time_s, moment, 0, aspect))
+                shown_utc = None if wall is None else moment(wall + time_s)
+                kept.append(MediaFrame(jpeg, time_s, shown_utc, 0, aspect))
             if len(kept) >= _CHUNK_FRAMES:
                 yield Chunk(kept, json.dumps({"next": emitted}))
                 kept = []
@@ -167,8 +167,8 @@ def _pages(picture: Image.Image) -> int:
 def _wall_utc(job: Job, path: Path, picture: Image.Image) -> float | None:
     """EXIF time, else when the file was last written."""
     if job.start_utc is not None and path == job.path:
-        return job.start_utc
+        return moment(job.start_utc)
     taken = None
     with contextlib.suppress(Exception):
         taken = taken_utc(picture.getexif())
-    return path.stat().st_mtime if taken is None else taken
+    return moment(path.stat().st_mtime if taken is None else taken)

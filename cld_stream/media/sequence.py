@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from cld_stream.media.frames import MediaFrame
+from cld_stream.media.frames import MediaFrame, moment
 from cld_stream.media.job import Chunk, Done, Event, Job, Outcome, Started
 from cld_stream.media.photo import read_still
 from cld_stream.media.reasons import VANISHED, picture_reason, too_large
@@ -50,7 +50,7 @@ def _read_member(job: Job, index: int) -> MediaFrame:
     member = job.members[index]
     frame = read_still(job, member.path).frame
     time_s = float(index) if member.time_s is None else member.time_s
-    return MediaFrame(frame.jpeg, time_s, member.wall_utc, 0, frame.aspect)
+    return MediaFrame(frame.jpeg, time_s, moment(member.wall_utc), 0, frame.aspect)
 
 
 def _reason(job: Job, index: int, error: Exception) -> str:

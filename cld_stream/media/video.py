@@ -10,7 +10,7 @@ import av
 
 from cld_stream.errors import MediaError
 from cld_stream.media.decord_reader import read_decord
-from cld_stream.media.frames import MediaFrame, square_jpeg
+from cld_stream.media.frames import MediaFrame, moment, square_jpeg
 from cld_stream.media.job import Chunk, Done, Event, Job, Outcome, Started
 from cld_stream.media.orientation import Orientation, orientation_of
 from cld_stream.media.plan import NoVideoError, Plan, make_plan, open_container, video_stream
@@ -136,7 +136,7 @@ def _frame(job: Job, picture: Picture, begun_utc: float | None, shots: ShotTrack
     return MediaFrame(
         jpeg=square_jpeg(picture.rgb, picture.target, job.size, job.quality),
         time_s=picture.time_s,
-        wall_utc=None if begun_utc is None else begun_utc + picture.time_s,
+        wall_utc=None if begun_utc is None else moment(begun_utc + picture.time_s),
         shot=shots.see(picture.rgb),
         aspect=picture.aspect,
     )

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -27,12 +28,14 @@ _CELL, _BOX, _CAPTION, _GAP, _MARGIN = 236, 177, 62, 20, 36
 _QUERY = 330
 _PAPER, _PANEL, _INK, _SOFT, _ACCENT = "#ffffff", "#f1f2f4", "#16181d", "#6b7280", "#1f6feb"
 _FADED = "#d7dae0"
+_LONGEST = 100.0  # times as wide as high, or as high as wide; a file may claim more, and that takes memory
 
 
 def as_shown(jpeg: bytes, aspect: float, fit: str) -> Image.Image:
     """A stored frame with its stretch undone, or its padding removed; as large as it is stored, or larger."""
     frame = Image.open(io.BytesIO(jpeg)).convert("RGB")
     side = frame.width
+    aspect = min(_LONGEST, max(1 / _LONGEST, aspect))
     if fit == "pad":
         w, h = max(1, round(side * min(aspect, 1.0))), max(1, round(side / max(aspect, 1.0)))
         return frame.crop(((side - w) // 2, (side - h) // 2, (side - w) // 2 + w, (side - h) // 2 + h))
@@ -160,11 +163,13 @@ def _text(text: str) -> str:
 
 
 def _moment(hit: Hit) -> str:
+    """Position in the source, and when it was taken; an older store may hold what is in no calendar."""
     minutes, seconds = divmod(hit.time_s, 60)
-    at = f"{int(minutes)}:{seconds:04.1f}"
-    if hit.wall_utc is None:
+    at = f"{int(minutes)}:{seconds:04.1f}" if math.isfinite(hit.time_s) else ""
+    try:
+        return at if hit.wall_utc is None else f"{at}   {datetime.fromtimestamp(hit.wall_utc, UTC):%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError, OSError):
         return at
-    return f"{at}   {datetime.fromtimestamp(hit.wall_utc, UTC):%Y-%m-%d %H:%M}"
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

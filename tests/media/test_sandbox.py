@@ -195,6 +195,7 @@ def test_an_answer_that_would_run_code_is_refused(tmp_path: Path) -> None:
         pickle.dumps((Chunk([MediaFrame(b"GIF89a", 0.0, None, 0, 1.0)], "{}"), False)),
         pickle.dumps((Chunk([MediaFrame(b"\xff\xd8", float("nan"), None, 0, 1.0)], "{}"), False)),
         pickle.dumps((Chunk([MediaFrame(b"\xff\xd8", 0.0, float("inf"), 0, 1.0)], "{}"), False)),
+        pickle.dumps((Chunk([MediaFrame(b"\xff\xd8", 0.0, 1e14, 0, 1.0)], "{}"), False)),
         pickle.dumps((Chunk([MediaFrame(b"\xff\xd8", 0.0, None, 0, 0.0)], "{}"), False)),
         pickle.dumps((Chunk([MediaFrame(b"\xff\xd8", "0", None, 0, 1.0)], "{}"), False)),  # type: ignore[arg-type]
     ],

@@ -4,6 +4,7 @@ import io
 import json
 import struct
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 
@@ -394,3 +395,20 @@ def test_a_stream_that_begins_later_in_the_file_does_no_harm(tmp_path: Path) -> 
 
 def test_where_the_header_has_no_shape_that_of_the_pixels_counts() -> None:
     assert Shape(0.0, "stretch", 32).picture(av.VideoFrame(64, 48, "rgb24"))[2] == 64 / 48
+
+
+def test_a_time_of_day_that_no_calendar_has_is_left_out(tmp_path: Path) -> None:
+    path, begun = tmp_path / "far.mkv", datetime(2020, 5, 1, tzinfo=UTC)
+    with av.open(str(path), "w") as container:
+        container.metadata["creation_time"] = begun.isoformat()
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.time_base = 96, 64, "yuvj420p", TICK
+        for number, time_s in enumerate((0, 1, 10**14)):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(numbered(number), format="rgb24")):
+                packet.pts = packet.dts = time_s * 1000
+                packet.time_base, packet.stream = TICK, stream
+                container.mux(packet)
+    frames, done = read(path)
+    assert done.outcome == "ADDED"
+    assert [f.time_s for f in frames] == [0, 1, 1e14]
+    assert [f.wall_utc for f in frames] == [begun.timestamp(), begun.timestamp() + 1, None]
