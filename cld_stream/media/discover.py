@@ -153,11 +153,11 @@ class _Walk:
             if is_store(folder):
                 self.result.skipped.append((folder, "a frame store of cld-stream; what is in it is no footage"))
                 return None
+            rules = rules.entered(folder)
             names = sorted((n for n in os.listdir(folder) if not n.startswith(".")), key=natural_key)  # noqa: PTH208 - Path.iterdir is slower
         except OSError as error:
             self.result.skipped.append((folder, f"cannot be read: {error.strerror}"))
             return None
-        rules = rules.entered(folder)
         subfolders, files = [], []
         for name in names:
             path = folder / name
@@ -214,7 +214,10 @@ def _natural_parts(text: str) -> Iterator[tuple[int, int, str]]:
 def is_store(folder: Path) -> bool:
     """A store among the footage: `ingest .` where it was made."""
     header = folder / "store.json"
-    return header.is_file() and b'"cld-stream.store"' in header.read_bytes()[:4096]
+    if not header.is_file():
+        return False
+    with header.open("rb") as file:  # a stranger's may be endless
+        return b'"cld-stream.store"' in file.read(4096)
 
 
 def _link_reason(path: Path, error: OSError) -> str:

@@ -22,7 +22,11 @@ def sign_of(device: int, inode: int, size: int, mtime_ns: int) -> int:
 
 
 def rules_above(top: str, folder: str) -> IgnoreRules:
-    """What the `.cldignore` files from `top` down to the parent of `folder` say."""
+    """What the `.cldignore` files from `top` down to the parent of `folder` say.
+
+    Raises:
+        OSError: one is too large.
+    """
     rules, at = IgnoreRules(), Path(top)
     for part in Path(folder).relative_to(top).parts:
         rules = rules.entered(at)

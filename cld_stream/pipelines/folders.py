@@ -73,6 +73,7 @@ class Folders:
         self._missed: dict[str, tuple[str, ...]] = {}
         self._readable: set[str] = set()
         self._ruled: set[str] = set()
+        self._unread: set[str] = set()
         self._scanned, self._cost_s = 0.0, 0.0  # end of the last look, and its CPU time
         self._next_scan, self._first_take = 0.0, float("inf")
         self._fresh = False
@@ -205,6 +206,11 @@ class Folders:
         changed = self._presence.judge(self._scans, self._missed, now)
         if self._settings.notices == "auto" and (changed or self._notices is None):
             self._listen_anew()
+        unread = {folder: why for scan in self._scans for folder, why in scan.unread.items() if folder != scan.top}
+        for folder, why in unread.items():
+            if folder not in self._unread and Path(folder).is_dir():
+                log.warning("%s: cannot be read: %s", folder, why)
+        self._unread = set(unread)
         self._readable = {folder for scan in self._scans for folder in scan.devices}
         self._ruled = {folder for scan in self._scans for folder in scan.ruled}
         self._fresh = True
@@ -245,8 +251,11 @@ class Folders:
         if folder not in self._sequences and any(kind_of(b"", Path(n).suffix) == "photo" for n in known):
             self._add_files(batch, folder, names)
             return
+        try:
+            rules = rules_above(next(top for top in self._tops if below(folder, top)), folder)
+        except OSError:
+            return  # what is left out there is not known now
         first, _ = self._held.pop(folder, (now, now))
-        rules = rules_above(next(top for top in self._tops if below(folder, top)), folder)
         for item in discover_folder(Path(folder), rules, self._settings.sequence_fps):
             if item.kind == "sequence":
                 names = self._add_sequence(batch, item, names, first, now)

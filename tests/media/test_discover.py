@@ -1,6 +1,10 @@
 """Discovery: what a user names, and what it comes to."""
 
 import os
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,10 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cld_stream.errors import UsageError
-from cld_stream.media.discover import Item, discover, natural_key
+from cld_stream.media.discover import Item, discover, is_store, natural_key
 from cld_stream.media.ignore import IgnoreRules
 from cld_stream.media.numbered import MIN_MEMBERS
 from cld_stream.media.probe import kind_of, probe
+from cld_stream.media.scan import Scan
 
 
 def touch(*paths: Path) -> None:
@@ -66,6 +71,86 @@ def test_an_ignored_folder_is_not_entered_but_a_named_file_is_taken(tmp_path: Pa
     assert discover([str(tmp_path)]).items == []
     assert len(discover([str(tmp_path / "raw" / "x.mp4")]).items) == 1
     assert IgnoreRules().entered(tmp_path).ignores(tmp_path / "raw", is_dir=True)
+
+
+PATTERNS = [
+    "a*.mp4", "*.tm?", "/raw", "raw/", "deep/**/x", "**/b", "deep/**", "!deep/c.tmp", "[ab].mp4", "[!a]*.mp4", "?",
+    "\\#odd", "# no rule", "#odd", "\\!odd", "*", "!*/", "!*.mp4", "**", "d*p", "deep/*/x", "trailing   ", "[",
+    "a\\", "esc\\ ", "[a-c].tmp", "[b-a].mp4", "[]x].tmp", "[x\\]].tmp", "/", "",
+    "**/deep/c.tmp", "/deep/c.tmp", "c.tmp/", "*b*", "*a*.m*4",
+]  # fmt: skip
+PATHS = [
+    "a.mp4", "ab.mp4", "b.mp4", "c.tmp", "#odd", "!odd", "trailing", "esc ", "].tmp", "x.tmp", "b/b", "raw/x.mp4",
+    "deep/c.tmp", "deep/x", "deep/er/x", "deep/er/raw/x", "deep/deep/c.tmp", "deep/raw/y.mp4",
+]  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is the judge")
+def test_cldignore_means_what_git_makes_of_it(tmp_path: Path) -> None:
+    touch(*(tmp_path / name for name in PATHS))
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    everything = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if ".git" not in p.parts)
+    for lines in [*([p] for p in PATTERNS), ["*", "!*/", "!*.mp4"], ["deep/*", "!deep/er"], ["/*", "!/raw", "/raw/*"]]:
+        for name in (".cldignore", ".gitignore"):
+            (tmp_path / name).write_text("\n".join(lines) + "\n")
+        rules = IgnoreRules().entered(tmp_path)
+
+        def ignored(name: str, rules: IgnoreRules = rules) -> bool:
+            chain = [tmp_path / name, *(tmp_path / name).parents]
+            return any(rules.ignores(p, is_dir=p.is_dir()) for p in chain[: chain.index(tmp_path)])
+
+        asked = subprocess.run(
+            ["git", "-C", tmp_path, "check-ignore", "--no-index", "-z", "--stdin"],
+            input="\0".join(everything), capture_output=True, text=True,
+        )  # fmt: skip
+        assert [n for n in everything if ignored(n)] == [n for n in everything if n in asked.stdout.split("\0")], lines
+
+
+@pytest.mark.parametrize("line", ["*a" * 7 + "*b", "*a" * 30_000 + "*b", " " * 65_000 + "x"])
+def test_no_cldignore_takes_long(tmp_path: Path, line: str) -> None:
+    name = "a" * 200
+    touch(tmp_path / name)
+    (tmp_path / ".cldignore").write_text(line)
+    look = f"from cld_stream.media.discover import discover; print(len(discover([{str(tmp_path)!r}]).items))"
+    told = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True, timeout=20)
+    assert told.stdout == "1\n"
+
+
+def test_any_number_of_folders_does_not_take_long(tmp_path: Path) -> None:
+    (tmp_path / ".cldignore").write_text("**/a/" * 12 + "b\n")
+    rules = IgnoreRules().entered(tmp_path)
+    began = time.process_time()
+    assert not rules.ignores(tmp_path / "/".join("a" * 200), is_dir=False)
+    assert time.process_time() - began < 1
+
+
+def test_a_folder_whose_cldignore_is_too_large_is_left_out_and_told(tmp_path: Path) -> None:
+    touch(tmp_path / "a.mp4", tmp_path / "odd" / "b.mp4")
+    with (tmp_path / "odd" / ".cldignore").open("wb") as file:
+        file.truncate(2**40)
+    found = discover([str(tmp_path)])
+    assert names(found.items, tmp_path) == ["a.mp4"]
+    assert found.skipped == [(tmp_path / "odd", "cannot be read: its .cldignore is larger than 64 kB")]
+    scan = Scan(str(tmp_path), {})
+    assert [seen.folder for seen in scan] == [str(tmp_path)]
+    assert scan.unread == {str(tmp_path / "odd"): "its .cldignore is larger than 64 kB"}
+
+
+def test_a_cldignore_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    touch(tmp_path / "a.mp4")
+    os.mkfifo(tmp_path / ".cldignore")
+    look = f"from cld_stream.media.discover import discover; print(len(discover([{str(tmp_path)!r}]).items))"
+    told = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True, timeout=20)
+    assert told.stdout == "1\n"
+
+
+def test_of_a_store_json_among_the_footage_only_the_head_is_read(tmp_path: Path) -> None:
+    touch(tmp_path / "odd" / "a.mp4")
+    (tmp_path / "odd" / "store.json").write_text("{}")
+    with (tmp_path / "odd" / "store.json").open("r+b") as file:
+        file.truncate(2**40)  # larger than memory
+    assert not is_store(tmp_path / "odd")
+    assert "odd/a.mp4" in names(discover([str(tmp_path)]).items, tmp_path)
 
 
 def test_the_same_file_named_twice_is_one_item(tmp_path: Path) -> None:

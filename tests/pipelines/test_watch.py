@@ -319,6 +319,22 @@ def test_hidden_and_ignored_files_and_the_store_itself_are_left_alone(media: Pat
     assert set(ledger(store)) == {"a.mp4", "c.jpg", "more.png"}
 
 
+def test_a_watch_tells_once_of_a_folder_below_that_cannot_be_read(
+    media: Path, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (media / "odd").mkdir()
+    arrive(photograph, media / "odd" / "new.png", seed=5)
+    (media / "odd" / ".cldignore").write_text("*.tmp\n" * 20_000)
+    with Watching(store, media) as w:
+        w.until_taken("a.mp4", "c.jpg")
+        w.quiet()
+        assert "new.png" not in ledger(store)
+        said = [line for line in caplog.messages if str(media / "odd") in line]
+        assert said == [f"{media / 'odd'}: cannot be read: its .cldignore is larger than 64 kB"]
+        (media / "odd" / ".cldignore").write_text("*.tmp\n")
+        w.until_taken("new.png")
+
+
 def test_inputs_that_cannot_be_watched_are_named_and_no_store_is_made(media: Path, store: Path) -> None:
     for text, match in (
         ("nowhere", "no such folder"),
