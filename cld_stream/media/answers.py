@@ -1,11 +1,12 @@
 """What comes back from a worker is believed no more than the file that it read.
 
 A decoder that a file has taken over may send anything. It is unpickled with the classes of an answer and no others,
-and looked through, so that what reaches the ledger has the types and ranges that `job` and `frames` promise.
+and looked through, so that what reaches the ledger has the types and ranges that `job` and `frames` promise, and fits
+the columns of the store.
 """
 
 import io
-import math
+import os
 import pickle  # nosec B403
 from multiprocessing.connection import Connection
 from typing import Any, get_args
@@ -18,6 +19,10 @@ __all__ = ["receive"]
 
 _MOST_BYTES = 512 * 2**20  # in one message
 _MOST_TEXT = 4096
+_MOST_CURSOR = 2**16
+_MOST_SHOTS = 2**31
+_MOST_S = 2.0**63  # no clock of a container counts further
+_LONGEST = 2.0**20  # times as wide as high, or as high as wide
 _NO_ANSWER = "the decoder sent what is no answer"
 _CLASSES = {(c.__module__, c.__name__): c for c in (Started, Chunk, Done, MediaFrame)}
 _OUTCOMES = get_args(Outcome)
@@ -51,17 +56,32 @@ class _Answer(pickle.Unpickler):
 def _is_sound(event: object) -> bool:
     match event:
         case Started(reader=str(reader), note=str(note)):
-            return len(reader) + len(note) <= _MOST_TEXT
+            return _is_text(reader, note)
         case Done(outcome=str(outcome), reason=str(reason), reader=str(reader)):
-            return outcome in _OUTCOMES and len(reason) + len(reader) <= _MOST_TEXT
-        case Chunk(frames=list(frames), cursor=str()):
-            return len(frames) > 0 and all(map(_is_frame, frames))
+            return outcome in _OUTCOMES and _is_text(reader, reason)
+        case Chunk(frames=list(frames), cursor=str(cursor)):
+            return len(cursor) <= _MOST_CURSOR and cursor.isascii() and len(frames) > 0 and all(map(_is_frame, frames))
     return False
+
+
+def _is_text(reader: str, words: str) -> bool:
+    """Whether this can be stored; the words may hold a file name, whatever its bytes.
+
+    Raises:
+        UnicodeEncodeError: it cannot.
+    """
+    return len(os.fsencode(words)) + len(reader) <= _MOST_TEXT and reader.isascii()
 
 
 def _is_frame(frame: object) -> bool:
     match frame:
         case MediaFrame(jpeg=bytes(jpeg), time_s=float(time_s), wall_utc=wall, shot=int(shot), aspect=float(aspect)):
             known = wall is None or (isinstance(wall, float) and moment(wall) is not None)
-            return jpeg[:2] == b"\xff\xd8" and math.isfinite(time_s) and known and shot >= 0 and 0 < aspect < math.inf
+            return (
+                jpeg[:2] == b"\xff\xd8"
+                and abs(time_s) <= _MOST_S
+                and known
+                and 0 <= shot < _MOST_SHOTS
+                and 1 / _LONGEST <= aspect <= _LONGEST
+            )
     return False

@@ -165,9 +165,19 @@ def sent(*messages: object) -> Connection:
 
 
 GOOD = MediaFrame(b"\xff\xd8\xff", 1.5, None, 0, 1.0)
+FAR = MediaFrame(b"\xff\xd8\xff", 1e14, -3e9, 2**31 - 1, 1e-6)
 
 
-@pytest.mark.parametrize("event", [None, Started("pyav", "h264"), Chunk([GOOD], "{}"), Done("BROKEN", "why", "pyav")])
+@pytest.mark.parametrize(
+    "event",
+    [
+        None,
+        Started("pyav", "h264"),
+        Chunk([GOOD, FAR], "{}" * 1000),
+        Done("BROKEN", "why", "pyav"),
+        Done("PARTIAL", "odd \udcff.jpg: no", "pillow"),
+    ],
+)
 def test_an_answer_arrives_as_it_was_sent(event: Event | None) -> None:
     with sent((event, True)) as pipe:
         assert receive(pipe) == (event, True)
@@ -198,8 +208,19 @@ def test_an_answer_that_would_run_code_is_refused(tmp_path: Path) -> None:
         pickle.dumps((Chunk([MediaFrame(b"\xff\xd8", 0.0, 1e14, 0, 1.0)], "{}"), False)),
         pickle.dumps((Chunk([MediaFrame(b"\xff\xd8", 0.0, None, 0, 0.0)], "{}"), False)),
         pickle.dumps((Chunk([MediaFrame(b"\xff\xd8", "0", None, 0, 1.0)], "{}"), False)),  # type: ignore[arg-type]
+        *(
+            pickle.dumps((Chunk([MediaFrame(b"\xff\xd8", time_s, None, shot, aspect)], "{}"), False))
+            for time_s, shot, aspect in [
+                (0.0, 2**31, 1.0), (0.0, 2**40, 1.0), (0.0, 2**63, 1.0), (0.0, 10**400, 1.0), (0.0, -1, 1.0),
+                (0.0, 0, 1e300), (0.0, 0, 1e-300), (0.0, 0, float("nan")), (1e300, 0, 1.0), (-1e300, 0, 1.0),
+            ]
+        ),
+        pickle.dumps((Chunk([GOOD], "x" * 100_000), False)),
+        pickle.dumps((Chunk([GOOD], "\ud800"), False)),
+        pickle.dumps((Done("BROKEN", "\ud800"), False)),
+        pickle.dumps((Started("\udcff"), False)),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_answer_ends_the_worker_and_not_us(answer: bytes) -> None:
     with sent(answer) as pipe, pytest.raises(MediaError, match="no answer"):
         receive(pipe)
