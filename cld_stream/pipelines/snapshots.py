@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cld_stream.errors import CorruptError, StoreNotFoundError
+from cld_stream.storage.lock import refuse_links
 from cld_stream.storage.snapshots import Snapshot, remove_snapshot, snapshots_folder
 from cld_stream.storage.store import Store
 
@@ -90,8 +91,14 @@ def change_snapshots(
 
     Returns:
         Ids of those removed.
+
+    Raises:
+        StoreNotFoundError: there is no store, or no snapshot of this id.
+        StoreError: a link in the store leads elsewhere.
     """
     with Store.open(store_path) as store:
+        if (pin, unpin, prune) != (None, None, None):
+            refuse_links(store_path)
         if pin is not None:
             store.catalog.pin(_resolve(store, pin))
         if unpin is not None:

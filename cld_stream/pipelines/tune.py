@@ -22,6 +22,7 @@ from cld_stream.pipelines.tune_runs import FinishedRuns
 from cld_stream.pipelines.tune_slice import Slice, measure, take_slice, train_on
 from cld_stream.storage.checkpoints import load_checkpoint
 from cld_stream.storage.durable import atomic_write_bytes
+from cld_stream.storage.lock import refuse_links
 from cld_stream.storage.store import Store
 
 __all__ = ["STEPS", "Given", "TuneProgress", "TuneReport", "tune"]
@@ -54,6 +55,7 @@ def tune(
 
     Raises:
         StoreNotFoundError: there is no store.
+        StoreError: a link in the store leads elsewhere.
         UsageError: too few frames, settings that cannot be, or `out` has no folder.
     """
     if out and (out.is_dir() or not out.absolute().parent.is_dir()):
@@ -64,6 +66,7 @@ def tune(
         torch.set_num_threads(present.train.threads)
     keep_freed_memory()
     with Store.open(store_path) as store:
+        refuse_links(store_path)
         data = take_slice(store, frames, given.device)
     for each in contenders:
         _try_out(each, given.device)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from cld_stream.errors import LockHeldError, StoreError
 
-__all__ = ["FileLock", "lock_holder"]
+__all__ = ["FileLock", "lock_holder", "refuse_links"]
 
 _CANNOT_LOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _TRIES, _PAUSE_S = 5, 0.02  # `lock_holder` may have it for an instant
@@ -42,7 +42,7 @@ class FileLock:
             LockHeldError: another process (or another lock object of this one) has it.
             StoreError: the file system cannot lock, the store cannot be written, or a link in it leads elsewhere.
         """
-        _refuse_links(self.path.parent)
+        refuse_links(self.path.parent)
         try:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as e:
@@ -113,8 +113,10 @@ def lock_holder(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _refuse_links(folder: Path) -> None:
+def refuse_links(folder: Path) -> None:
     """What is written to a store stays in it: nobody writes to one that has symbolic links inside.
+
+    Taking a lock asks this; who writes without one asks it first.
 
     Raises:
         StoreError: there is one.

@@ -312,3 +312,20 @@ def test_an_untrained_checkpoint_is_published_only_when_forced(tmp_path: Path) -
         publish_checkpoint(store.path)
     assert store.catalog.latest_snapshot() is None
     assert publish_checkpoint(store.path, force=True).frames == 36
+
+
+@pytest.mark.parametrize("what", ["prune", "pin", "unpin"])
+@pytest.mark.parametrize("name", ["snapshots", "catalog.db"])
+def test_changing_snapshots_follows_no_link_out_of_the_store(tmp_path: Path, name: str, what: str) -> None:
+    store, outside = small_store(tmp_path / "s", videos=1), tmp_path / "outside"
+    for step in range(2):
+        publish(store, ENCODER, weights(step), step=step, settings=PublishSettings(keep=10))
+    first, path = list_snapshots(store.path)[0].id, store.path
+    store.close()
+    (path / name).rename(outside)
+    (path / name).symlink_to(outside)
+    before = {p: p.read_bytes() for p in (outside, *outside.rglob("*")) if p.is_file()}
+    with pytest.raises(StoreError, match="this is a link"):
+        change_snapshots(path, **{what: 1 if what == "prune" else first})  # type: ignore[arg-type]
+    assert {p: p.read_bytes() for p in (outside, *outside.rglob("*")) if p.is_file()} == before
+    assert len(list_snapshots(path)) == 2

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cld_stream.config import load_settings
-from cld_stream.errors import UsageError
+from cld_stream.errors import StoreError, UsageError
 from cld_stream.pipelines.train import train
 from cld_stream.pipelines.tune import Given, TuneProgress, TuneReport, tune
 from cld_stream.pipelines.tune_candidates import list_candidates
@@ -190,3 +190,13 @@ def test_a_winner_that_does_not_fit_what_was_trained_is_told(home: Path) -> None
     misfit = tune(home / "store", Given(overrides=(*as_now, "loss.cross_level=bank")), **asked).misfit  # type: ignore[arg-type]
     assert misfit
     assert "loss.cross_level = local, now bank" in misfit
+
+
+def test_finished_runs_follow_no_link_out_of_the_store(home: Path) -> None:
+    outside = home / "outside"
+    outside.mkdir()
+    shutil.rmtree(home / "store" / "logs", ignore_errors=True)
+    (home / "store" / "logs").symlink_to(outside)
+    with pytest.raises(StoreError, match="this is a link"):
+        run(home, steps=1, seeds=1)
+    assert not list(outside.iterdir())
