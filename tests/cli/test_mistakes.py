@@ -1,6 +1,7 @@
 """Mistakes people make: each gives one clear line and the right exit code, never a traceback."""
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -316,11 +317,52 @@ def nobody() -> Iterator[None]:
         os.seteuid(before)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@contextlib.contextmanager
+def bound_by_modes() -> Iterator[None]:
+    """Root too may read and write what the modes of files allow, and no more; what is started here is not bound."""
+    if os.geteuid() != 0:
+        yield
+        return
+    libc, everywhere = ctypes.CDLL(None, use_errno=True), (1 << 1) | (1 << 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable
+    assert libc.capget(header, sets) == 0
+    before = sets[0]
+    sets[0] &= ~everywhere
+    assert libc.capset(header, sets) == 0
+    try:
+        yield
+    finally:
+        sets[0] = before
+        assert libc.capset(header, sets) == 0
+
+
 def test_a_store_in_a_closed_folder_is_a_matter_of_permission(cli: Cli, home: Path) -> None:
     (home / "closed").mkdir(mode=0)
-    ended = cli("ingest", "media", "--store", "closed/store")
+    with bound_by_modes():
+        ended = cli("ingest", "media", "--store", "closed/store")
     assert (ended.code, "ermission" in ended.err) == (1, True), ended.err
+
+
+DENIED = "cannot be read: Permission denied"
+
+
+def test_a_photo_that_may_not_be_read_is_told_in_a_line_and_the_others_are_taken(cli: Cli, home: Path) -> None:
+    closed, shut = home / "media" / "photo0.png", home / "media" / "shut"
+    (home / "media" / "broken.jpg").unlink()
+    shutil.copytree(home / "media", shut)
+    closed.chmod(0)
+    shut.chmod(0)
+    with bound_by_modes():
+        ended = cli("ingest", "media", "--store", "fresh")
+        strict = cli("ingest", "media", "--store", "fresh", "--strict")
+    lines = [line.split(maxsplit=2) for line in ended.out.splitlines() if str(home) in line]
+    assert lines == [["SKIPPED", str(shut), DENIED], ["BROKEN", str(closed), DENIED]]
+    assert "1 frames added" in ended.out
+    assert "Traceback" not in ended.out + ended.err
+    assert (ended.code, strict.code) == (0, 4)
+    for path in (shut, closed):
+        path.chmod(0o755)
+    assert "Files: 2 ADDED, 2 ALREADY_PRESENT." in cli("ingest", "media", "--store", "fresh").out
 
 
 def test_how_much_is_told_may_be_said_after_the_command(cli: Cli, home: Path) -> None:
