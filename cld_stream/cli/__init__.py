@@ -11,7 +11,14 @@ import typer
 
 import cld_stream
 from cld_stream.cli import evaluate, ingest, manage, query, snapshots, train, tune
-from cld_stream.cli.output import console, escape_what_cannot_be_encoded, fail, set_up_logging
+from cld_stream.cli.output import (
+    console,
+    escape_what_cannot_be_encoded,
+    fail,
+    finish_answer,
+    set_up_logging,
+    work_without_stderr,
+)
 from cld_stream.errors import CldError
 
 app = typer.Typer(
@@ -65,9 +72,13 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     atexit.register(gc.freeze)  # else the interpreter goes through all of torch's objects to end: a second of CPU
+    work_without_stderr()
     escape_what_cannot_be_encoded()
     try:
-        app(_flags_first(sys.argv[1:]))
+        try:
+            app(_flags_first(sys.argv[1:]))
+        finally:
+            finish_answer()
     except CldError as e:
         if _debug:
             raise

@@ -93,7 +93,7 @@ def _watch(
     with WatchDisplay() as display:
         report = run(
             store, paths, settings, retry_broken=retry_broken, stop=stop, on_progress=display,
-            on_event=lambda event: answer_line(event.as_dict()) if json else display.tell(event),
+            on_event=lambda event: answer_line(event.as_dict(), may_be_lost=True) if json else display.tell(event),
         )  # fmt: skip
     if json:
         answer_line(report.as_dict())

@@ -6,10 +6,15 @@ import logging
 import math
 import sys
 from datetime import UTC, datetime
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.logging import RichHandler
+
+from cld_stream.storage.durable import FULL
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 console = Console(stderr=True, highlight=False)
 
@@ -26,6 +31,23 @@ def escape_what_cannot_be_encoded() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+class _Lossy(io.FileIO):
+    """A file that takes what it can: the rest is lost."""
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def work_without_stderr() -> None:
+    """What stderr does not take is lost and ends nothing: a full disk, a reader that has gone."""
+    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr is sys.__stderr__:
+        lossy = io.BufferedWriter(_Lossy(sys.stderr.fileno(), "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(lossy, sys.stderr.encoding, sys.stderr.errors, line_buffering=True)
+
+
 def answer(text: str) -> None:
     """Print the answer of a command to stdout."""
     sys.stdout.write(text + "\n")
@@ -36,10 +58,28 @@ def answer_json(value: Any) -> None:
     answer(json.dumps(_plain(value), indent=2, default=str))
 
 
-def answer_line(value: Any) -> None:
-    """Print one of many answers to stdout as JSON in a line, at once."""
-    answer(json.dumps(_plain(value), default=str))
-    sys.stdout.flush()
+def answer_line(value: Any, *, may_be_lost: bool = False) -> None:
+    """Print one of many answers to stdout as JSON in a line, at once.
+
+    Args:
+        may_be_lost: on a full disk it is printed later, or not at all.
+    """
+    try:
+        answer(json.dumps(_plain(value), default=str))
+        sys.stdout.flush()
+    except OSError as error:
+        if not may_be_lost or error.errno not in FULL:
+            raise
+
+
+def finish_answer() -> None:
+    """What could not be written of the answer is an error, and none any more when the interpreter ends."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        sys.stdout = None
+        raise
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,10 @@
 """A full tmpfs at every place where something is written."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,11 +26,13 @@ from cld_stream.storage.store import Store
 from tests.faults.faulty import ROOT, Disk, small_disk
 from tests.pipelines.footage import film, photograph
 from tests.pipelines.published import ENCODER, add_video, small_store, weights
+from tests.pipelines.test_life import until
 from tests.pipelines.test_train import SMALL, grow, metrics
 from tests.pipelines.watching import Watching, ledger
 from tests.storage.kill_child import fill as fill_store
 
 STEPS = range(0, 120_000, 8192)  # bytes left, from none to enough
+BUFFERED = os.environ | {"PYTHONUNBUFFERED": ""}  # as it is when nobody says otherwise
 
 
 @pytest.fixture
@@ -225,6 +229,59 @@ def test_an_ingest_on_a_full_disk_is_one_line_and_the_same_command_goes_on(disk:
     subprocess.run([*command, str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True, timeout=100)
     assert rows(disk.path / "store") == rows(tmp_path / "whole")
     assert json.loads(again.stdout)["stopped"] is False
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("answers", [[], ["--json"]])
+def test_a_watch_whose_words_find_no_room_goes_on(tmp_path: Path, answers: list[str]) -> None:
+    """`nohup ... 2>>log`, on the disk that is full, and a folder that comes and goes, so that there is much to say."""
+    media, store = tmp_path / "media", tmp_path / "store"
+    photograph(media / "a.png")
+    command = [sys.executable, "-m", "cld_stream", "ingest", "--watch", *answers, "--store", str(store)]
+    flags = ["ingest.workers=1", "ingest.settle_s=0.2", "ingest.poll_s=0.1", "ingest.commit_s=0.1"]
+    with Path("/dev/full").open("w") as full, subprocess.Popen(
+        [*command, str(media), *(word for flag in flags for word in ("--set", flag))],
+        cwd=ROOT, env=BUFFERED, stdout=full if answers else subprocess.DEVNULL, stderr=full,
+    ) as process:  # fmt: skip
+        try:
+            until(lambda: (store / "store.json").exists() and "a.png" in ledger(store), 20)
+            media.rename(tmp_path / "away")
+            time.sleep(2)  # it says so
+            (tmp_path / "away").rename(media)
+            photograph(media / "b.png", seed=1)
+            until(lambda: process.poll() is not None or "b.png" in ledger(store))
+            assert process.poll() is None
+            process.terminate()
+            assert process.wait(60) == (1 if answers else 0), "an answer that is lost is a failure; words are not"
+        finally:
+            process.kill()
+    with Store.open(store) as opened:
+        assert opened.catalog.runs("ingest")[-1].outcome == "done"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_trainer_whose_words_find_no_room_goes_on(tmp_path: Path) -> None:
+    grow(tmp_path, 60, load_settings(overrides=SMALL))
+    command = [sys.executable, "-m", "cld_stream", "train", "--steps", "6", "--device", "cpu", "--store", str(tmp_path)]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [*command, *(word for item in SMALL for word in ("--set", item))], cwd=ROOT, stderr=full, timeout=100
+        )
+    assert ended.returncode == 0
+    assert load_checkpoint(tmp_path).step == 6
+
+
+def test_an_answer_that_finds_no_room_is_one_line(tmp_path: Path) -> None:
+    small_store(tmp_path / "store").close()
+    command = [sys.executable, "-m", "cld_stream", "status", "--store", str(tmp_path / "store")]
+    for more in ([], ["--json"]):
+        with Path("/dev/full").open("w") as full:
+            ended = subprocess.run(
+                [*command, *more], cwd=ROOT, env=BUFFERED, stdout=full, stderr=subprocess.PIPE, text=True, timeout=100
+            )
+        assert ended.returncode == 1
+        assert len(ended.stderr.splitlines()) == 1, ended.stderr
+        assert "No space left" in ended.stderr
 
 
 def test_a_full_disk_answers_queries(disk: Disk) -> None:
