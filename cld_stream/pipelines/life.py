@@ -87,7 +87,7 @@ class Life:
         outcome = "done" if e is None else _told(e)
         try:
             if self._run is not None:
-                self._catalog.end_run(self._run, outcome)
+                self._catalog.end_run(self._run, outcome, hurry=e is not None)
         except StoreError as error:
             log.info("how this run ended could not be written: %s", error)
 

@@ -19,6 +19,7 @@ from cld_stream.storage.schema import metadata, state
 __all__ = ["Database", "among"]
 
 _BUSY_S = 30.0
+_ASK_S = 0.2  # SQLite waits this long at a stretch: no signal is heard meanwhile
 _FULL_BYTES = 1 << 20  # where less is left, SQLite's "disk I/O error" means that
 _PAGE = 512  # a commit of two frames touches many pages, and writes each of them whole
 _WAL_PAGES = 64 * 1024 * 1024 // _PAGE
@@ -75,7 +76,7 @@ class Database:
             StoreFullError: the disk is full.
             StoreBusyError: others held it too long.
         """
-        busy_ms = round(1000 * (_BUSY_S if wait_s is None else wait_s))
+        busy_s = _BUSY_S if wait_s is None else wait_s
         if not self.writable:
             raise StoreError(
                 f"{self.path.parent}: this store is read-only here. "
@@ -83,7 +84,7 @@ class Database:
             )
         with (
             _plain_errors(self.path),
-            self._engine.connect().execution_options(write=True, busy_ms=busy_ms) as tx,
+            self._engine.connect().execution_options(write=True, busy_s=busy_s) as tx,
             tx.begin(),
         ):
             yield tx
@@ -176,12 +177,34 @@ def _engine(path: Path, writable: bool) -> Engine:
     @event.listens_for(engine, "begin")
     def _begin(tx: Connection) -> None:
         options = tx.get_execution_options()
-        if "busy_ms" in options:
-            tx.exec_driver_sql(f"PRAGMA busy_timeout = {options['busy_ms']}")
-        if not options.get("autocommit"):
-            tx.exec_driver_sql("BEGIN IMMEDIATE" if options.get("write") else "BEGIN")
+        if options.get("write"):
+            _begin_writing(tx, options.get("busy_s", _BUSY_S))
+        elif not options.get("autocommit"):
+            tx.exec_driver_sql("BEGIN")
 
     return engine
+
+
+def _begin_writing(tx: Connection, busy_s: float) -> None:
+    """Begin once nobody else writes; between two tries signals are heard."""
+    raw, until = tx.connection.driver_connection, time.monotonic() + busy_s
+    assert isinstance(raw, sqlite3.Connection)
+    raw.execute(f"PRAGMA busy_timeout = {round(1000 * min(busy_s, _ASK_S))}")
+    try:
+        while not _began(raw, until):
+            pass
+    finally:
+        raw.execute(f"PRAGMA busy_timeout = {round(1000 * _BUSY_S)}")
+
+
+def _began(raw: sqlite3.Connection, until: float) -> bool:
+    try:
+        raw.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY and time.monotonic() < until:
+            return False
+        raise
+    return True
 
 
 @contextmanager

@@ -9,6 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from cld_stream.cli.stopping import StopSignals
+from cld_stream.pipelines.status import status
+from tests.faults.faulty import ROOT, holding_the_catalog
+from tests.pipelines.footage import photograph
+from tests.pipelines.published import small_store
+from tests.pipelines.test_life import SMALL, until
+
 
 def catches(pid: int, number: int) -> bool:
     """Whether the process has a handler for a signal."""
@@ -37,6 +44,41 @@ def test_a_command_that_is_stopped_while_it_loads_ends_well(arguments: list[str]
     assert (loading.returncode, out) == (0, ""), err
     assert err.splitlines()[-1] == last
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("verb", ["ingest", "train"])
+def test_a_second_ctrl_c_ends_at_once_also_while_another_process_keeps_the_catalog(verb: str, tmp_path: Path) -> None:
+    store, media = tmp_path / "store", tmp_path / "media"
+    small_store(store).close()
+    photograph(media / "a.png")
+    flags = SMALL if verb == "train" else ("ingest.workers=1", "ingest.settle_s=0.2", "ingest.poll_s=0.1")
+    words = ["train", "--device", "cpu"] if verb == "train" else ["ingest", "--watch", str(media)]
+    command = [sys.executable, "-m", "cld_stream", *words, *(word for flag in flags for word in ("--set", flag))]
+    with subprocess.Popen([*command, "--store", str(store)], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            until(lambda: any(p.numbers.get("state") in ("watching", "waiting") for p in status(store).processes))
+            with holding_the_catalog(store):
+                photograph(media / "b.png", seed=1)
+                time.sleep(2)
+                process.send_signal(signal.SIGINT)
+                time.sleep(1)
+                assert process.poll() is None, "it waits for the catalog"
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=10)
+        finally:
+            process.kill()
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1].startswith("Ended at once, as asked.")
+    assert "Traceback" not in said
+
+
+def test_sigterm_asks_as_often_as_it_likes_and_a_second_sigint_insists() -> None:
+    with StopSignals() as stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_the_end_of_a_command_does_not_go_through_all_that_was_imported() -> None:
