@@ -62,6 +62,25 @@ def test_the_trainer_is_not_started_before_there_is_a_store(tmp_path: Path) -> N
             waiting.kill()
 
 
+def test_ingest_as_a_service_makes_no_store_on_a_mount_point_whose_drive_is_away(tmp_path: Path) -> None:
+    """It fails, with a code after which it is tried again, and goes on once the drive is back."""
+    (check,) = said(INGEST, "ExecStartPre")
+    command = [word.replace("$$", "$") for word in shlex.split(check)]
+    store = tmp_path / "a store"
+    store.mkdir()
+
+    def start() -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"CLD_STREAM_STORE": str(store)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    away = start()
+    assert f"{store}: no store here" in away.stdout
+    assert away.returncode not in (0, *(int(c) for c in said(INGEST, "RestartPreventExitStatus")[0].split()))
+    assert list(store.iterdir()) == []
+    (store / "store.json").touch()
+    assert start().returncode == 0
+
+
 @pytest.mark.parametrize("verb", [["ingest", "--watch", "."], ["train", "--device", "cpu"]])
 def test_a_container_that_watches_or_trains_is_healthy(verb: list[str], tmp_path: Path) -> None:
     image = (UNITS.parents[1] / "Dockerfile").read_text().replace("9464", str(free_port()))
