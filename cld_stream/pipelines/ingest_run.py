@@ -321,7 +321,7 @@ class Run:
 
     def _numbers(self, current: str, pids: Iterable[int]) -> Numbers:
         """What a beat says."""
-        return asdict(self._now(current, pids)) | {"dropped": self.retention.dropped}
+        return asdict(self._now(current, pids)) | {"dropped": self.retention.dropped} | self.retention.limits
 
 
 def _taken_utc(item: Item) -> float | None:

@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
@@ -18,6 +19,7 @@ __all__ = ["Life", "Numbers"]
 
 Numbers = Mapping[str, float | int | str | None]
 _BEAT_S, _ASLEEP_S = 2.0, 10.0
+_GROWTH_S, _COUNT_S = 3600.0, 60.0
 _ASLEEP = ("waiting", "watching")
 log = logging.getLogger("cld_stream.life")
 
@@ -55,6 +57,7 @@ class Life:
         self.ready = False
         self._catalog, self._settings, self._argv = store.catalog, settings, sys.argv if argv is None else argv
         self._moved = self._written = time.monotonic()
+        self._counted = deque([(self._moved, 0)])  # (when, frames), one a minute
         self._open = ExitStack()
         self._run: int | None = None
         self._complained, self._level = False, logging.WARNING if warns else logging.INFO
@@ -135,12 +138,21 @@ class Life:
             self._complain(error)
 
     def _add_rate(self, said: dict[str, float | int | str | None]) -> None:
-        """`frames_s`: of the frames added since the last beat, where frames are counted."""
+        """Where frames are counted: `frames_s`, added since the last beat; `growth_s`, in the last hour or this run."""
         frames = said.get("frames")
         if isinstance(frames, int):
             before = self.numbers.get("frames") or 0
             assert isinstance(before, int)
             said.setdefault("frames_s", (frames - before) / max(1e-6, self._moved - self._written))
+            said["growth_s"] = self._growth_s(frames)
+
+    def _growth_s(self, frames: int) -> float:
+        counted, now = self._counted, self._moved
+        if now - counted[-1][0] >= _COUNT_S:
+            counted.append((now, frames))
+        while len(counted) > 1 and now - counted[1][0] >= _GROWTH_S:
+            counted.popleft()
+        return (frames - counted[0][1]) / max(1e-6, now - counted[0][0])
 
 
 def _told(e: BaseException) -> str:

@@ -77,7 +77,7 @@ STORE = (
     Shown("store_bytes", "bytes", "What they take on disk."),
     Shown("store_covered_frames", "covered", "Frames that have features in the newest snapshot."),
     Shown("store_disk_free_bytes", "disk_free", "What is left where the store lies."),
-    Shown("store_full_seconds", "full_in_s", "Until the disk is full, at the rate of now."),
+    Shown("store_full_seconds", "full_in_s", "Until the disk is full, at the rate of the last hour."),
     Shown("store_snapshots", "snapshots", "Published encoders."),
     Shown("store_snapshot_timestamp_seconds", "snapshot_utc", "When the newest one was published."),
 )

@@ -33,6 +33,11 @@ class Retention:
         self.dropped = 0
 
     @property
+    def limits(self) -> dict[str, float]:
+        """For a beat: 0 = none."""
+        return {"max_frames": self._max_frames, "max_bytes": self._max_bytes}
+
+    @property
     def note(self) -> str:
         """What the user should know: empty while the limit holds."""
         if not self._excess():

@@ -81,7 +81,8 @@ class Status:
         processes: ingest and train at work or, where none is, the last one; other holders of the writer's lock.
         trained: what the newest trainer said last (step, fed, lag, loss, ...); empty before the first.
         lag: committed frames that are not fed yet; None where that is not known.
-        disk_free: bytes left where the store lies; `full_in_s`: seconds until none is, at the rate of now.
+        disk_free: bytes left where the store lies; `full_in_s`: seconds until none is, at the rate of the
+            last hour; None where nothing was added in it, or a limit of the store holds before.
     """
 
     path: str
@@ -227,10 +228,13 @@ def _lag(store: Store, trained: dict[str, Any]) -> int | None:
 
 
 def _full_in_s(processes: list[Process], totals: Totals, free: int) -> float | None:
-    """From what ingest adds now and what a frame takes here."""
-    rate = sum(p.numbers.get("frames_s") or 0.0 for p in processes if p.kind == "ingest" and p.state == "running")
+    """From what ingest has added of late and what a frame takes here."""
+    said = next((p.numbers for p in processes if p.kind == "ingest" and p.state == "running"), {})
     each = totals.bytes / totals.frames if totals.frames else 0.0
-    return free / (rate * each) if rate * each > 0 else None
+    growth = (said.get("growth_s") or 0.0) * each
+    limits = [limit for limit in (said.get("max_bytes"), (said.get("max_frames") or 0) * each) if limit]
+    limited = any(limit - totals.bytes < free for limit in limits)
+    return free / growth if growth > 0 and not limited else None
 
 
 def _covered(store: Store, latest: SnapshotRow) -> int:

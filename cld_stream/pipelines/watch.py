@@ -152,7 +152,7 @@ class _Watch:
             self._told = now
             progress = self._progress()
             self._on_progress(progress)
-            self._life.beat(progress.state, progress.as_dict)
+            self._life.beat(progress.state, lambda: progress.as_dict() | self._retention.limits)
 
     def _ingest(self, batch: Batch) -> None:
         began = self._used = time.monotonic()

@@ -12,12 +12,14 @@ from contextlib import closing
 from dataclasses import fields, replace
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from cld_stream.config import OpsSettings
 from cld_stream.errors import UsageError
+from cld_stream.pipelines import life
 from cld_stream.pipelines.extend import extend
 from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.ingest import IngestProgress
@@ -26,7 +28,9 @@ from cld_stream.pipelines.metrics import TrainProgress
 from cld_stream.pipelines.probes import INGEST, STORE, TRAIN
 from cld_stream.pipelines.status import Status, status
 from cld_stream.storage.store import Store
+from tests.pipelines.footage import film
 from tests.pipelines.published import add_video, published, small_store
+from tests.pipelines.watching import Watching
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -166,13 +170,51 @@ def test_little_space_is_told_in_megabytes(store: Store, free: int, said: str) -
     assert dict(replace(status(store.path), disk_free=free).lines())["disk free"] == said
 
 
-def test_time_to_full_follows_the_rate_of_ingest(store: Store) -> None:
-    assert status(store.path).full_in_s is None
-    with store.writer(), Life(store, "ingest", OpsSettings()) as life:
-        life.beat("reading", lambda: {"frames_s": 10.0}, now=True)
-        now = status(store.path)
-        assert now.full_in_s == pytest.approx(now.disk_free / (10 * now.bytes / now.frames), rel=0.01)
+def said_by_ingest(path: Path) -> dict[str, float]:
+    return next((p.numbers for p in status(path).processes if p.kind == "ingest"), {})
+
+
+def test_time_to_full_follows_what_a_watch_has_added_not_how_fast_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "_BEAT_S", 0.1)
+    monkeypatch.setattr(life, "_ASLEEP_S", 0.1)
+    store, media = tmp_path / "store", tmp_path / "media"
+    film(media / "a.mp4", seconds=3)
+    with Watching(store, media) as w:
+        w.until_taken("a.mp4")
+        w.until(lambda: said_by_ingest(store).get("frames") and said_by_ingest(store)["frames_s"] == 0)
+        now = status(store)
+        spent = now.processes[0].numbers["seconds"]
+        assert now.full_in_s == pytest.approx(now.disk_free / (now.bytes / spent), rel=0.3)
         assert "full in" in dict(now.lines())["disk free"]
+        w.until(lambda: said_by_ingest(store)["seconds"] > spent + 1)
+        assert (status(store).full_in_s or 0) > (now.full_in_s or 0) > 0  # nothing came since
+    assert status(store).full_in_s is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"), [({"max_frames": 900}, False), ({"max_gb": 1.0}, False), ({"max_gb": 1e9}, True)]
+)
+def test_a_store_whose_limit_holds_first_never_fills_the_disk(
+    tmp_path: Path, limit: dict[str, Any], said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "_BEAT_S", 0.1)
+    store, media = tmp_path / "store", tmp_path / "media"
+    film(media / "a.mp4", seconds=3)
+    with Watching(store, media, **limit) as w:
+        w.until(lambda: (store / "store.json").exists() and said_by_ingest(store).get("frames"))
+        assert (status(store).full_in_s is not None) == said
+
+
+def test_growth_is_that_of_the_last_hour(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(life, "_GROWTH_S", 1.0)
+    monkeypatch.setattr(life, "_COUNT_S", 0.1)
+    with store.writer(), Life(store, "ingest", OpsSettings()) as one:
+        for wait_s, grows in ((0.2, True), (0.2, True), (1.1, False)):
+            time.sleep(wait_s)
+            one.beat("reading", lambda: {"frames": 600}, now=True)
+            assert (one.numbers["growth_s"] != 0) == grows
 
 
 def test_a_damaged_snapshot_is_called_so(tmp_path: Path) -> None:
