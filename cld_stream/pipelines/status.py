@@ -27,15 +27,16 @@ class Process:
 
     Attributes:
         kind: the verb; `writer` for a short command that holds the writer's lock.
-        state: `running`; `silent` (holds its lock, but gives no sign for a minute); `killed` (its lock is free, and it
-            never said that it ended); `ended`.
+        state: `running`; `silent` (holds its lock, but gives no sign for a minute); `unsure` (holds its lock, but its
+            last sign is from the future: the clock was set back); `killed` (its lock is free, and it never said that it
+            ended); `ended`.
         heartbeat_utc: the last sign; None where none is given.
         outcome: how it ended: `done`, or the error; None while it runs.
         numbers: what it said last.
     """
 
     kind: str
-    state: Literal["running", "silent", "killed", "ended"]
+    state: Literal["running", "silent", "unsure", "killed", "ended"]
     pid: int
     host: str
     argv: str
@@ -53,6 +54,11 @@ class Process:
             return f"running, {who}{since}{self._doing()}"
         if self.state == "silent":
             return f"SILENT for {_ago(self.heartbeat_utc)}, {who}: it hangs. Stop it with kill -9 and start it again."
+        if self.state == "unsure":
+            return (
+                f"running or hanging, {who}: its last sign is from the future, so the clock was set back. Ask again in "
+                "a minute: if it says this still, it hangs. Stop it with kill -9 and start it again."
+            )
         if self.state == "killed" or self.outcome == "killed":
             return f"not running: killed, {who}, last sign {_ago(self.heartbeat_utc)} ago. The same command goes on."
         how = "" if self.outcome == "done" else f": {self.outcome}"
@@ -198,11 +204,12 @@ def _processes(path: Path, runs: list[Run]) -> list[Process]:
 
 
 def _process(run: Run, *, holds: bool) -> Process:
-    state: Literal["running", "silent", "killed", "ended"] = "ended"
+    state: Literal["running", "silent", "unsure", "killed", "ended"] = "ended"
     if run.ended_utc is None and not holds:
         state = "killed"
     elif run.ended_utc is None:
-        state = "silent" if time.time() - run.heartbeat_utc > SILENT_S else "running"
+        age = time.time() - run.heartbeat_utc
+        state = "silent" if age > SILENT_S else "unsure" if age < -SILENT_S else "running"
     return Process(
         kind=run.kind,
         state=state,

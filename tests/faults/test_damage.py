@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 import cld_stream
-from cld_stream.config import PublishSettings, load_settings
+from cld_stream.config import OpsSettings, PublishSettings, load_settings
 from cld_stream.errors import CldError, CorruptError, StoreBusyError, UsageError
 from cld_stream.pipelines import patience
 from cld_stream.pipelines.doctor import doctor
 from cld_stream.pipelines.evaluate import evaluate
 from cld_stream.pipelines.forget import forget
+from cld_stream.pipelines.life import Life
 from cld_stream.pipelines.publish import publish
 from cld_stream.pipelines.query import query
 from cld_stream.pipelines.train import train, train_settings
@@ -386,6 +387,23 @@ def test_a_clock_that_jumps_under_a_running_ingest_holds_nothing_up(tmp_path: Pa
         assert check(opened) == []
         (run,) = opened.catalog.runs("ingest")
     assert run.ended_utc is not None
+
+
+@pytest.mark.parametrize(("days", "state"), [("-1d", "unsure"), ("+1d", "silent"), ("-20s", "running")])
+def test_a_clock_that_jumps_makes_no_hanging_process_a_running_one(
+    made: Published, tmp_path: Path, days: str, state: str
+) -> None:
+    """Its last sign is of no known age, until it gives a new one."""
+    (tmp_path / "shift").write_text(days)
+    clock = shifted_clock(tmp_path / "shift")
+    ask = [sys.executable, "-m", "cld_stream", "status", "--store", str(made.store.path)]
+    with made.store.trainer_lock(), Life(made.store, "train", OpsSettings()):  # it hangs
+        words, whole = (
+            subprocess.run([*ask, *more], cwd=ROOT, env=clock, check=True, capture_output=True, text=True).stdout
+            for more in ([], ["--json"])
+        )
+    assert json.loads(whole)["processes"][0]["state"] == state
+    assert ("the clock was set back" in words) == (state == "unsure")
 
 
 def test_what_a_publisher_left_that_was_killed_before_it_was_done_is_removed(made: Published) -> None:
