@@ -16,7 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 from cld_stream.errors import CorruptError, StoreBusyError, StoreError, StoreFullError
 from cld_stream.storage.schema import metadata, state
 
-__all__ = ["Database", "among"]
+__all__ = ["Database", "among", "plain_errors"]
 
 _BUSY_S = 30.0
 _ASK_S = 0.2  # SQLite waits this long at a stretch: no signal is heard meanwhile
@@ -40,16 +40,18 @@ class Database:
     @classmethod
     def create(cls, path: Path, **state_values: int) -> None:
         """Write an empty catalog; `state_values` are columns of its table `state` other than a new store's."""
-        with _plain_errors(path), closing(sqlite3.connect(path)) as raw:
+        with plain_errors(path), closing(sqlite3.connect(path)) as raw:
             raw.execute(f"PRAGMA page_size = {_PAGE}")
             raw.execute("PRAGMA auto_vacuum = INCREMENTAL")
             raw.execute("PRAGMA journal_mode = WAL")
         new = {"one": 1, "next_id": 0, "next_source": 1, "sealed": 0, "frames": 0, "generation": 0}
         engine = _engine(path, writable=True)
-        with _plain_errors(path), engine.connect().execution_options(write=True) as tx, tx.begin():
-            metadata.create_all(tx)
-            tx.execute(state.insert().values(new | state_values))
-        engine.dispose()
+        try:
+            with plain_errors(path), engine.connect().execution_options(write=True) as tx, tx.begin():
+                metadata.create_all(tx)
+                tx.execute(state.insert().values(new | state_values))
+        finally:
+            engine.dispose()
 
     def close(self) -> None:
         """Close every connection. Harmless when done twice."""
@@ -58,7 +60,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A consistent view of the catalog; keep it short. Rows are made into records inside: damage shows there."""
-        with _plain_errors(self.path), self._engine.connect() as tx, tx.begin():
+        with plain_errors(self.path), self._engine.connect() as tx, tx.begin():
             try:
                 yield tx
             except (ValueError, TypeError, KeyError, OverflowError) as error:
@@ -83,7 +85,7 @@ class Database:
                 "Make it writable, or run this on the machine that owns it."
             )
         with (
-            _plain_errors(self.path),
+            plain_errors(self.path),
             self._engine.connect().execution_options(write=True, busy_s=busy_s) as tx,
             tx.begin(),
         ):
@@ -94,7 +96,7 @@ class Database:
 
         In this order: pages beyond the new end are not copied, so a sealed tail never reaches the file.
         """
-        with _plain_errors(self.path), self._autocommit() as conn:
+        with plain_errors(self.path), self._autocommit() as conn:
             raw = conn.connection.driver_connection
             assert isinstance(raw, sqlite3.Connection)
             raw.execute("PRAGMA cache_spill = OFF")  # else the freed pages go to the log first
@@ -108,7 +110,7 @@ class Database:
         Raises:
             StoreError: another process keeps reading the old content.
         """
-        with _plain_errors(self.path), self._autocommit() as conn:
+        with plain_errors(self.path), self._autocommit() as conn:
             conn.execute(text("VACUUM"))
             until = time.monotonic() + _BUSY_S
             while conn.execute(text("PRAGMA wal_checkpoint(TRUNCATE)")).one()[0]:
@@ -208,7 +210,8 @@ def _began(raw: sqlite3.Connection, until: float) -> bool:
 
 
 @contextmanager
-def _plain_errors(path: Path) -> Iterator[None]:
+def plain_errors(path: Path) -> Iterator[None]:
+    """What SQLite says of the catalog at `path`, as errors that tell what to do."""
     try:
         yield
     except NoResultFound:

@@ -8,7 +8,8 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from cld_stream.storage.durable import fsync_tree, make_dir, publish_dir, temporary
+from cld_stream.storage.database import plain_errors
+from cld_stream.storage.durable import fsync_tree, make_dir, publish_dir, temporary, whole
 from cld_stream.storage.header import read_header, set_version
 from cld_stream.storage.lock import FileLock
 
@@ -54,10 +55,12 @@ def migrate_store(path: Path, steps: Sequence[Step] = STEPS) -> Path | None:
 
     Raises:
         LockHeldError: someone works on the store.
+        StoreFullError: there is no room for the copies, or for a step.
     """
     if not pending_steps(path, steps):
         return None
     with ExitStack() as held:
+        held.enter_context(plain_errors(path / "catalog.db"))
         for name, role in _LOCKS.items():
             held.enter_context(FileLock(path / name, role, "migrate"))
         todo = pending_steps(path, steps)
@@ -75,13 +78,14 @@ def _save(path: Path, version: int) -> Path:
         now += 1  # the first of a killed migration is the one to go back to
     aside = temporary(saved)
     shutil.rmtree(aside, ignore_errors=True)
-    make_dir(aside)
-    shutil.copy2(path / "store.json", aside)
-    with (
-        closing(sqlite3.connect(path / "catalog.db")) as source,
-        closing(sqlite3.connect(aside / "catalog.db")) as target,
-    ):
-        source.backup(target)  # what is still in the log too
-    fsync_tree(aside)
+    with whole(aside):
+        make_dir(aside)
+        shutil.copy2(path / "store.json", aside)
+        with (
+            closing(sqlite3.connect(path / "catalog.db")) as source,
+            closing(sqlite3.connect(aside / "catalog.db")) as target,
+        ):
+            source.backup(target)  # what is still in the log too
+        fsync_tree(aside)
     publish_dir(aside, saved)
     return saved

@@ -1,6 +1,7 @@
 """Make a catalog anew from shards, sidecars and what the damaged one still holds (`SPEC.md` section 8)."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import insert
 
-from cld_stream.errors import CorruptError, StoreError
+from cld_stream.errors import CorruptError, StoreError, StoreFullError
 from cld_stream.storage import schema
 from cld_stream.storage.catalog import Catalog, columns
 from cld_stream.storage.check import Finding
@@ -18,7 +19,7 @@ from cld_stream.storage.header import Header, read_header
 from cld_stream.storage.lock import FileLock
 from cld_stream.storage.rowcheck import frame_crc, note_source_crcs
 from cld_stream.storage.salvage import Salvage, salvage
-from cld_stream.storage.schema import Frames, Outcome, SourceRow
+from cld_stream.storage.schema import Frames, Outcome, SnapshotRow, SourceRow
 from cld_stream.storage.shards import (
     ArrayState,
     LocalShards,
@@ -79,6 +80,7 @@ def rebuild_catalog(path: Path) -> RebuildReport:
     Raises:
         StoreError: the catalog is in order; rebuilding would lose the frames that are only there.
         LockHeldError: another process adds frames or trains.
+        StoreFullError: the disk is full; what was there is there still.
     """
     header = read_header(path)
     with FileLock(path / "writer.lock", "writer"), FileLock(path / "trainer.lock", "trainer"):
@@ -93,11 +95,7 @@ def rebuild_catalog(path: Path) -> RebuildReport:
         sources, changed = _sources(sidecars, left, frames)
         frames = _keep(frames, np.isin(frames.source, [source.id for source in sources]))
         snapshots = [replace(row, pinned=row.id in left.pinned) for row in snapshot_rows(path)]
-        _replace_catalog(path, header, sidecars, left, sources, frames)
-        catalog = Catalog(path / "catalog.db")
-        for row in snapshots:
-            catalog.add_snapshot(row)
-        catalog.close()
+        _replace_catalog(path, header, sidecars, left, sources, frames, snapshots)
         _drop_unknown(path, problems)
     return RebuildReport(
         shards=len(sidecars),
@@ -116,7 +114,7 @@ def _drop_unknown(path: Path, problems: list[Finding]) -> None:
     try:
         with Store.open(path) as store:
             drop_features(store, np.setdiff1d(named_ids(path), store.catalog.live_ids()))
-    except CorruptError as e:
+    except (CorruptError, StoreFullError) as e:  # the catalog is in order by now, and no second rebuild allowed
         problems.append(Finding("snapshots", str(e)))
 
 
@@ -201,6 +199,7 @@ def _replace_catalog(
     left: Salvage,
     sources: list[SourceRow],
     frames: Frames,
+    snapshots: list[SnapshotRow],
 ) -> None:
     size = header.shard_frames
     shards = 1 + max((sidecar.shard for sidecar in sidecars), default=-1)
@@ -210,20 +209,23 @@ def _replace_catalog(
     except CorruptError:
         generation = 1
     aside = temporary(path / "catalog.db")
-    for name in (aside.name, f"{aside.name}-wal", f"{aside.name}-shm"):
-        (path / name).unlink(missing_ok=True)
-    Catalog.create(
-        aside,
-        next_id=(-(-handed_out // size) + 1) * size,
-        next_source=max([1 + max(left.sources, default=0), *(sidecar.next_source for sidecar in sidecars)]),
-        sealed=shards * size,
-        generation=generation,
-        frames=len(frames),
-    )
+    _remove(aside)
     sealed_as = {source.id: source for sidecar in sidecars for source in sidecar.sources}
     rows = [asdict(s) | {"since_shard": shards - (s == sealed_as.get(s.id))} for s in sources]
-    _fill(aside, rows, _records(frames), _tail(left, frames))
-    write_array_state(path / "frames", ArrayState(shards * size, generation), size)
+    try:
+        Catalog.create(
+            aside,
+            next_id=(-(-handed_out // size) + 1) * size,
+            next_source=max([1 + max(left.sources, default=0), *(sidecar.next_source for sidecar in sidecars)]),
+            sealed=shards * size,
+            generation=generation,
+            frames=len(frames),
+        )
+        _fill(aside, rows, _records(frames), _tail(left, frames), snapshots)
+        write_array_state(path / "frames", ArrayState(shards * size, generation), size)
+    except BaseException:
+        _remove(aside)
+        raise
     for end in ("", "-wal", "-shm"):
         if (path / f"catalog.db{end}").exists():
             (path / f"catalog.db{end}").rename(path / f"catalog.db.old{end}")
@@ -231,14 +233,21 @@ def _replace_catalog(
     fsync_dir(path)
 
 
-def _fill(file: Path, sources: list[Row], frames: list[Row], tail: list[Row]) -> None:
-    new = Catalog(file)
-    with new.writing() as tx:
-        for table, rows in ((schema.sources, sources), (schema.frames, frames), (schema.tail, tail)):
-            if rows:
-                tx.execute(insert(table), rows)
-        note_source_crcs(tx, [row["id"] for row in sources])
-    new.close()  # the last connection empties the log into the file
+def _remove(catalog: Path) -> None:
+    for end in ("", "-wal", "-shm"):
+        catalog.with_name(catalog.name + end).unlink(missing_ok=True)
+
+
+def _fill(file: Path, sources: list[Row], frames: list[Row], tail: list[Row], snapshots: list[SnapshotRow]) -> None:
+    with closing(Catalog(file)) as new:
+        with new.writing() as tx:
+            for table, rows in ((schema.sources, sources), (schema.frames, frames), (schema.tail, tail)):
+                if rows:
+                    tx.execute(insert(table), rows)
+            note_source_crcs(tx, [row["id"] for row in sources])
+        for row in snapshots:
+            new.add_snapshot(row)
+        new.checkpoint()  # closing would, too, but on a full disk leaves in the log what is not in the file
 
 
 def _records(frames: Frames) -> list[Row]:

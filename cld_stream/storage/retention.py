@@ -25,12 +25,15 @@ __all__ = ["begin_dropping", "complete_dropping", "forget_unnamed"]
 
 
 def begin_dropping(catalog: Catalog, ids: NDArray[np.int64]) -> None:
-    """Note durably that these live frames are to be dropped; from here on it will be completed."""
+    """Note durably that these live frames are to be dropped; from here on it will be completed.
+
+    Some of them may be noted already, where an earlier call could not be completed.
+    """
     columns = [column.name for column in schema.frames.c]
     with catalog.writing() as tx:
         schema.dropped.create(tx, checkfirst=True)
         these = select(schema.frames).where(among(schema.frames.c.id, ids.tolist()))
-        tx.execute(insert(schema.dropped).from_select(columns, these))
+        tx.execute(insert(schema.dropped).prefix_with("OR IGNORE").from_select(columns, these))
 
 
 def complete_dropping(path: Path, header: Header, catalog: Catalog) -> int:

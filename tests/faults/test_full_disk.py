@@ -2,34 +2,43 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cld_stream.config import OpsSettings, PublishSettings, Settings, load_settings
-from cld_stream.errors import StoreFullError
+from cld_stream.config import IngestSettings, OpsSettings, PublishSettings, Settings, load_settings
+from cld_stream.errors import StoreFullError, StoreNotFoundError
 from cld_stream.pipelines import keeper, patience
 from cld_stream.pipelines.extend import Extender
+from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.life import Life
+from cld_stream.pipelines.migrate import migrate
 from cld_stream.pipelines.publish import publish
 from cld_stream.pipelines.query import query
+from cld_stream.pipelines.retention import Retention
 from cld_stream.pipelines.train import TrainProgress, train
+from cld_stream.storage import header, migrations
 from cld_stream.storage.check import check
 from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from cld_stream.storage.lock import FileLock
+from cld_stream.storage.rebuild import rebuild_catalog
 from cld_stream.storage.store import Store
-from tests.faults.faulty import ROOT, Disk, small_disk
+from tests.faults.faulty import ROOT, Disk, flip, small_disk
 from tests.pipelines.footage import film, photograph
-from tests.pipelines.published import ENCODER, add_video, small_store, weights
+from tests.pipelines.published import ENCODER, add_video, published, small_store, weights
 from tests.pipelines.test_life import until
 from tests.pipelines.test_train import SMALL, grow, metrics
 from tests.pipelines.watching import Watching, ledger
 from tests.storage.kill_child import fill as fill_store
+from tests.storage.test_migrations import GOLDEN, NOTES
 
 STEPS = range(0, 120_000, 8192)  # bytes left, from none to enough
 BUFFERED = os.environ | {"PYTHONUNBUFFERED": ""}  # as it is when nobody says otherwise
@@ -289,6 +298,119 @@ def test_a_full_disk_answers_queries(disk: Disk) -> None:
         publish(store, ENCODER, weights(), step=1, settings=PublishSettings(groups=4))
     disk.fill()
     assert len(query(disk.path / "store", frame=0, k=3).hits) == 3
+
+
+def unfinished(path: Path) -> list[str]:
+    return [file.name for file in path.rglob(".*.tmp*")]
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """36 frames of three sources in two shards and a tail; a snapshot; nothing in the catalog's log."""
+    made = published(tmp_path / "whole")
+    made.store.close()
+    return made.store.path
+
+
+def test_forgetting_fails_wherever_the_space_ends_and_is_completed_by_the_next_writer(disk: Disk, whole: Path) -> None:
+    failed = 0
+    for left in STEPS:
+        path = shutil.copytree(whole, disk.path / "store")
+        disk.fill(left)
+        try:
+            forget(path, "clip1.mp4")
+        except StoreFullError:
+            failed += 1
+        finally:
+            disk.free()
+        assert unfinished(path) == []
+        with suppress(StoreNotFoundError):  # the writer has completed it
+            forget(path, "clip1.mp4")
+        with Store.open(path) as store:
+            assert check(store) == []
+            assert [source.id for source in store.catalog.sources()] == [1, 3]
+            assert store.catalog.frame_count() == 24
+        assert b"clip1" not in (path / "catalog.db").read_bytes()
+        shutil.rmtree(path)
+    assert 3 < failed < len(STEPS)
+
+
+def test_dropping_the_oldest_frames_fails_wherever_the_space_ends_and_the_next_time_works(
+    disk: Disk, whole: Path
+) -> None:
+    failed = 0
+    for left in range(0, 80_000, 4096):
+        path = shutil.copytree(whole, disk.path / "store")
+        with Store.open(path) as store, store.writer() as writer:
+            retention = Retention(store, writer, IngestSettings(max_frames=20))
+            disk.fill(left)
+            try:
+                retention.enforce()
+            except StoreFullError:
+                failed += 1
+            finally:
+                disk.free()
+            assert unfinished(path) == []
+            retention.enforce()
+            assert store.catalog.frame_count() == 18
+            assert check(store) == []
+        with Store.open(path) as store, store.writer():
+            assert store.catalog.live_ids().tolist() == list(range(18, 36))
+            assert check(store) == []
+        shutil.rmtree(path)
+    assert 1 < failed < 15
+
+
+def test_rebuilding_fails_wherever_the_space_ends_and_leaves_what_was_there(disk: Disk, whole: Path) -> None:
+    failed = 0
+    for left in range(0, 160_000, 4096):
+        path = shutil.copytree(whole, disk.path / "store")
+        flip(path / "catalog.db", 0.0, 100)
+        before = (path / "catalog.db").read_bytes()
+        disk.fill(left)
+        try:
+            rebuild_catalog(path)
+        except StoreFullError:
+            failed += 1
+            assert (path / "catalog.db").read_bytes() == before
+            assert unfinished(path) == []
+            disk.free()
+            rebuild_catalog(path)
+        finally:
+            disk.free()
+        with Store.open(path) as store:
+            assert check(store) == []
+            assert store.catalog.frame_count() >= 32
+            assert len(store.catalog.snapshots()) == 1
+        shutil.rmtree(path)
+    assert 3 < failed < 40
+
+
+def test_migrating_fails_wherever_the_space_ends_and_the_next_time_works(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(header, "VERSION", 2)
+    monkeypatch.setattr(migrations, "STEPS", NOTES)
+    monkeypatch.setattr("cld_stream.pipelines.migrate.migrate_store", partial(migrations.migrate_store, steps=NOTES))
+    monkeypatch.setattr("cld_stream.pipelines.migrate.pending_steps", partial(migrations.pending_steps, steps=NOTES))
+    failed = 0
+    for left in STEPS:
+        path = shutil.copytree(GOLDEN / "store", disk.path / "store")
+        disk.fill(left)
+        try:
+            migrate(path)
+        except StoreFullError:
+            failed += 1
+            disk.free()
+            assert unfinished(path) == []
+            migrate(path)
+        finally:
+            disk.free()
+        assert header.read_header(path).version == 2
+        with Store.open(path) as store:
+            assert check(store) == []
+        shutil.rmtree(path)
+    assert 3 < failed < len(STEPS)
 
 
 def test_signs_of_life_on_a_full_disk_are_missed_in_one_line_and_come_back(
