@@ -96,9 +96,11 @@ def test_a_sound_catalog_is_not_replaced_and_a_damaged_one_is_kept_aside(tmp_pat
 
 
 def test_a_pinned_snapshot_is_still_pinned_after_a_rebuild(tmp_path: Path) -> None:
-    made = [published(tmp_path / "s").snapshot.id]
+    published(tmp_path / "s")
     with Store.open(tmp_path / "s") as store:
-        made += [publish(store, ENCODER, weights(seed), step=seed).id for seed in (1, 2)]
+        for seed in (1, 2):
+            publish(store, ENCODER, weights(seed), step=seed)
+    made = [row.id for row in list_snapshots(tmp_path / "s")]
     change_snapshots(tmp_path / "s", pin=made[1])
     with (tmp_path / "s" / "catalog.db").open("r+b") as file:
         file.write(bytes(100))
