@@ -140,7 +140,7 @@ def test_what_is_no_store_or_a_newer_one_is_refused(store: Path, tmp_path: Path)
     with pytest.raises(StoreNotFoundError):
         migrate(tmp_path / "nowhere")
     header.set_version(store, 2)
-    with pytest.raises(FormatTooNewError, match="pip install -U"):
+    with pytest.raises(FormatTooNewError, match="Upgrade cld-stream the way it was installed"):
         migrate(store)
 
 
