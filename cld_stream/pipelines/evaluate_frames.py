@@ -71,11 +71,12 @@ def own_frames(
     rows = store.catalog.rows()
     order = np.lexsort((rows.ids, rows.time_s, rows.source))
     features, present = _features_of(store, reader, embedder, snapshot, rows.ids[order], tell)
+    sources = {row.id: row for row in store.catalog.sources()}
+    present &= np.isin(rows.source[order], list(sources))  # the others were forgotten meanwhile
     order = order[present]
     if not len(order):
         raise UsageError(f"{store.path}: there are no frames to evaluate. Ingest some, or give --labels FOLDER.")
     ids, aspect = rows.ids[order], rows.aspect[order]
-    sources = {row.id: row for row in store.catalog.sources()}
     numbers, sequence = np.unique(rows.source[order], return_inverse=True)
     label, classes = _numbered([sources[n].label or None for n in numbers.tolist()])
     split = _splits([sources[n].split for n in numbers.tolist()])

@@ -1,6 +1,6 @@
 """Neighbours among the stored frames: features in memory, the catalog beside them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ from cld_stream.pipelines.sources import sources_under
 from cld_stream.search.distinct import search_distinct
 from cld_stream.search.flat import FlatIndex
 from cld_stream.storage.finding import frames_near, frames_where
-from cld_stream.storage.schema import Frames
+from cld_stream.storage.schema import Frames, SourceRow
 from cld_stream.storage.snapshots import Snapshot
 from cld_stream.storage.store import Store
 
-__all__ = ["Filters", "Hit", "Searcher", "describe"]
+__all__ = ["Filters", "Hit", "Searcher"]
 
 _GONE = -1
 
@@ -123,9 +123,10 @@ class Searcher:
             similarity, rows = self._search(query, k, filters, allowed)
             ids = self._ids[rows]
             found, dropped = self._store.catalog.known(ids)
-            unknown = ~np.isin(ids, found.ids)
+            sources = {row.id: row for row in self._store.catalog.sources(id=np.unique(found.source).tolist())}
+            unknown = ~np.isin(ids, found.ids[np.isin(found.source, list(sources))])  # forgotten by now
             if not unknown.any():
-                return describe(self._store, found, similarity, dropped)
+                return _hits(sources, found, similarity, dropped)
             allowed = np.ones(len(self), bool) if allowed is None else allowed
             allowed[rows[unknown]] = False
 
@@ -206,9 +207,10 @@ class Searcher:
         self._index.add(features)
 
 
-def describe(store: Store, frames: Frames, similarity: NDArray[np.float32], dropped: NDArray[np.bool_]) -> list[Hit]:
+def _hits(
+    sources: Mapping[int, SourceRow], frames: Frames, similarity: NDArray[np.float32], dropped: NDArray[np.bool_]
+) -> list[Hit]:
     """Hits of these frames, in this order."""
-    sources = {row.id: row for row in store.catalog.sources(id=np.unique(frames.source).tolist())}
     hits = []
     for n, frame in enumerate(frames.ids.tolist()):
         source = sources[int(frames.source[n])]

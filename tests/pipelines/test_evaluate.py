@@ -18,16 +18,17 @@ from cld_stream.learn import probes
 from cld_stream.media.labelled import read_labelled
 from cld_stream.pipelines.embed import Embedder
 from cld_stream.pipelines.evaluate import EvalProgress, EvalReport, evaluate
-from cld_stream.pipelines.evaluate_frames import JudgedFrames, Pixels
+from cld_stream.pipelines.evaluate_frames import JudgedFrames, Pixels, own_frames
 from cld_stream.pipelines.evaluate_probes import LABELLED, PROBES, Problem, choose_probes
 from cld_stream.pipelines.evaluate_rounds import plan_rounds
+from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.ingest import ingest
 from cld_stream.pipelines.publish import publish
 from cld_stream.pipelines.publish_checkpoint import publish_checkpoint
 from cld_stream.pipelines.snapshots import open_snapshot
 from cld_stream.pipelines.train import train
 from cld_stream.storage.store import Store
-from tests.pipelines.published import ENCODER, SIZE, weights
+from tests.pipelines.published import ENCODER, SIZE, published, weights
 
 COLOURS = {"red": (220, 40, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "grey": (128, 128, 128)}
 TRACKS, LENGTH = 6, 5  # sequences of a class, pictures of a sequence
@@ -201,6 +202,18 @@ def test_without_labels_only_the_probes_that_need_none_are_run(store: Path, tmp_
     assert "no labels" in report.notes[0]
     with pytest.raises(UsageError, match="no labels"):
         evaluate(path, names=["knn"])
+
+
+def test_a_source_that_is_forgotten_during_an_evaluation_is_left_out(tmp_path: Path) -> None:
+    made = published(tmp_path / "s")
+
+    def forgetting(what: str, done: int, of: int) -> None:
+        if made.store.catalog.live_ids(12, 24).any():
+            forget(made.store.path, "clip1.mp4")
+
+    with made.store.reader() as reader:
+        frames = own_frames(made.store, reader, Embedder.of(made.snapshot), None, forgetting)
+    assert len(frames.sequence) == len(frames.label) == len(frames.features["backbone"]) == 24
 
 
 def test_a_stop_gives_what_is_done(store: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from cld_stream.errors import CldError, StoreNotFoundError, UsageError
 from cld_stream.media.frames import encode_frame
 from cld_stream.pipelines.extend import extend
+from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.neighbours import Searcher
 from cld_stream.pipelines.query import query
 from cld_stream.pipelines.sheet import as_shown
@@ -32,6 +33,24 @@ def exact(made: Published, vector: np.ndarray, space: str = "instance") -> np.nd
     features = made.snapshot.features(space)[1].astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     return np.asarray(features @ (vector.astype(np.float32) / np.linalg.norm(vector.astype(np.float32))))
+
+
+def test_a_source_that_is_forgotten_while_an_answer_is_made_is_not_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = published(tmp_path / "s")
+    known = made.store.catalog.known
+
+    def known_and_then_forgotten(ids: np.ndarray) -> Any:
+        found = known(ids)
+        monkeypatch.undo()
+        forget(made.store.path, "clip1.mp4")
+        return found
+
+    monkeypatch.setattr(made.store.catalog, "known", known_and_then_forgotten)
+    hits = Searcher(made.store, made.snapshot).find(made.snapshot.features("instance")[1][17], 5)
+    assert len(hits) == 5
+    assert not {hit.frame for hit in hits} & set(range(12, 24))
 
 
 @pytest.mark.parametrize("space", ["instance", "group", "backbone"])
