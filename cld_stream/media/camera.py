@@ -18,7 +18,7 @@ from cld_stream.errors import MediaError
 from cld_stream.media.address import is_device
 from cld_stream.media.frames import MediaFrame, square_jpeg
 from cld_stream.media.job import Chunk, Done, Event, Job, Started
-from cld_stream.media.plan import video_stream
+from cld_stream.media.plan import pixel_aspect, video_stream
 from cld_stream.media.pyav_reader import Shape
 from cld_stream.media.shots import ShotTracker
 
@@ -90,7 +90,8 @@ def _frames(container: Any, stream: Any, job: Job, beat: Callable[[], None]) -> 
             stamp = clock.stamp()
             if stamp is None:
                 continue
-            now = frame.width, frame.height, _pixel_aspect(stream)
+            pixel = pixel_aspect(stream.codec_context.sample_aspect_ratio, stream.sample_aspect_ratio)
+            now = frame.width, frame.height, pixel
             if shape is None or now != seen:  # cameras change their resolution as they please
                 if frame.width * frame.height > job.max_pixels:
                     raise MediaError(f"its pictures exceed ingest.max_pixels = {job.max_pixels}")
@@ -108,10 +109,6 @@ def _decoded(packet: Any) -> list[Any]:
         return [frame for frame in packet.decode() if not frame.is_corrupt]
     except av.FFmpegError:
         return []
-
-
-def _pixel_aspect(stream: Any) -> float:
-    return float(stream.codec_context.sample_aspect_ratio or stream.sample_aspect_ratio or 1) or 1.0
 
 
 @dataclass

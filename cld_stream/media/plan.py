@@ -19,7 +19,12 @@ from cld_stream.errors import MediaError
 from cld_stream.media.reasons import DAMAGED_PART, video_reason
 from cld_stream.media.references import reference_test
 
-__all__ = ["NoVideoError", "Plan", "cell_of", "make_plan", "open_container", "packets_of", "path_of", "ticks_of"]
+__all__ = [
+    "NoVideoError", "Plan", "cell_of", "make_plan", "open_container", "packets_of", "path_of", "pixel_aspect",
+    "ticks_of", "video_stream",
+]  # fmt: skip
+
+_FLATTEST = 32  # a pixel of footage: two times as wide as high, or as high as wide, at most
 
 av.logging.set_level(av.logging.PANIC)  # reasons are reported, FFmpeg's chatter is not
 
@@ -146,14 +151,14 @@ def make_plan(container: Any, fps: float, beat: Callable[[], None]) -> Plan:
     walk = _walk(container, stream, beat)
     context, tick_s = stream.codec_context, float(stream.time_base or Fraction(1, 1000))
     start = min((t for t, _, _ in walk.shown), default=None) if walk.timed else None
-    pixel = stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1)
+    pixel = pixel_aspect(stream.sample_aspect_ratio, context.sample_aspect_ratio)
     keys = sorted(t for t, key, _ in walk.shown if key) if walk.timed else []
     mode, candidates, skip = _choose(walk, start, tick_s, fps)
     return Plan(
         codec=context.name,
         width=context.width,
         height=context.height,
-        aspect=context.width * float(pixel or 1) / max(1, context.height),
+        aspect=context.width * pixel / max(1, context.height),
         mode=mode,
         times=sorted(walk.times) if walk.timed else [],
         wanted=_nearest(candidates, start or 0, tick_s, fps),
@@ -169,6 +174,14 @@ def make_plan(container: Any, fps: float, beat: Callable[[], None]) -> Plan:
         created_utc=_created(container),
         kept=[] if walk.damage else walk.kept,
     )
+
+
+def pixel_aspect(*said: Fraction | None) -> float:
+    """Width / height of a pixel, by the first who says it and may be right; 1 where nobody does.
+
+    A damaged header claims any number.
+    """
+    return next((float(ratio) for ratio in said if ratio and 1 / _FLATTEST <= ratio <= _FLATTEST), 1.0)
 
 
 def video_stream(container: Any) -> Any:

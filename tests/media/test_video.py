@@ -249,6 +249,11 @@ def test_pixels_that_are_not_square_count_in_the_aspect(tmp_path: Path) -> None:
     assert read(path)[0][0].aspect == pytest.approx(96 / 64 * 4 / 3)
 
 
+def test_pixels_that_no_footage_has_are_taken_for_square(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "p.mp4", [numbered(3)] * 3, steady(3), pixel=Fraction(40, 1))
+    assert read(path)[0][0].aspect == pytest.approx(96 / 64)
+
+
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (175, 143), (16, 480), (640, 2)])
 def test_any_size_becomes_a_square_frame(fit: str, width: int, height: int, tmp_path: Path) -> None:
