@@ -5,17 +5,16 @@
 The processes and the files that come and go are those of `benchmarks.chaos`, without kills, and with a limit on frames.
 Every second resident memory, open descriptors and threads of each process (workers included) and the trainer's lag are
 noted. Ingest and train are asked for their health and metrics five times a second: in an hour as often as in three days
-by a monitor that asks every quarter of a minute. A straight line through what
-comes after the warm-up has the slope that is printed, with its 95% confidence interval (from means of minutes, since
-neighbouring seconds tell the same). Exits 1 if memory grows beyond its interval by 4 MB an hour, a descriptor or thread
-count by one, a process ends, or one that answered does not.
+by a monitor that asks every quarter of a minute. A straight line through what comes after the warm-up has the slope
+that is printed, with its 95% confidence interval (from means of minutes, since neighbouring seconds tell the same).
+Exits 1 if memory grows beyond its interval by 4 MB an hour, a descriptor or thread count by one, a process ends, or one
+that answered does not.
 """
 
 import argparse
 import json
 import os
 import random
-import socket
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ from benchmarks.chaos.churn import Churn
 from benchmarks.chaos.services import Service, services
 from cld_stream.errors import CldError
 from cld_stream.pipelines.status import status
+from tests.media.rtsp_server import free_port
 
 _RESULTS = Path(__file__).parent / "results"
 _BOUNDED = ("ingest.max_frames=400", "buffer.capacity=150")  # a store of a steady size, after three minutes
@@ -94,12 +94,13 @@ def watch(work: Path, minutes: float, seed: int) -> tuple[dict[str, NDArray[np.f
             for one in three:
                 one.keep_up()
             churn.step()
-            for name, port in probes.items() if now >= ask else ():
+            if now >= ask:
                 ask = now + 1 / _ASKED_HZ
-                if answers(port):
-                    answered.add(name)
-                elif name in answered:
-                    silent.append(f"{name} was not healthy, or had no metrics, after {now - began:.0f} s")
+                well = {name for name, port in probes.items() if answers(port)}
+                silent += [
+                    f"{n} was not healthy, or had no metrics, after {now - began:.0f} s" for n in answered - well
+                ]
+                answered |= well
             if now >= due:
                 due = now + 1.0
                 for one in three:
@@ -114,11 +115,6 @@ def watch(work: Path, minutes: float, seed: int) -> tuple[dict[str, NDArray[np.f
     problems = [*silent, *(f"{name} never answered" for name in probes.keys() - answered)]
     problems += [p for one in three for p in one.problems]
     return {name: np.array(values) for name, values in rows.items()}, problems
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def answers(port: int) -> bool:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cld_stream.errors import GuardStopError, LockHeldError, StoreNotFoundError, UsageError
+from tests.media.rtsp_server import free_port
 from tests.pipelines.published import small_store
-from tests.pipelines.test_life import free_port
 
 UNITS = Path(__file__).parents[1] / "contrib" / "systemd"
 INGEST, TRAIN = (UNITS / f"cld-stream-{verb}.service" for verb in ("ingest", "train"))

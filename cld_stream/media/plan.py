@@ -24,7 +24,7 @@ __all__ = [
     "ticks_of", "video_stream",
 ]  # fmt: skip
 
-_FLATTEST = 32  # a pixel of footage: two times as wide as high, or as high as wide, at most
+_FLATTEST = 32  # times as wide as high, or as high as wide: real pixels are below three
 
 av.logging.set_level(av.logging.PANIC)  # reasons are reported, FFmpeg's chatter is not
 

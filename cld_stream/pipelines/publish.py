@@ -244,9 +244,9 @@ def drop_gone(store: Store, ids: NDArray[np.int64]) -> None:
     ids = ids[ids >= 0]
     if len(ids):
         gone = np.setdiff1d(ids, store.catalog.live_ids(int(ids[0]), int(ids[-1]) + 1))
-        gone = np.setdiff1d(gone, store.catalog.dropped(gone).ids)
-        if len(gone):
-            drop_features(store, gone)
+        forgotten = np.setdiff1d(gone, store.catalog.dropped(gone).ids) if len(gone) else gone
+        if len(forgotten):
+            drop_features(store, forgotten)
 
 
 def passed_over(error: CorruptError) -> None:

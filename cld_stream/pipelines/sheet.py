@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from cld_stream.errors import UsageError
+from cld_stream.media.frames import moment
 from cld_stream.pipelines.neighbours import Hit
 from cld_stream.pipelines.query import Answer
 from cld_stream.storage.store import Store
@@ -166,10 +167,8 @@ def _moment(hit: Hit) -> str:
     """Position in the source, and when it was taken; an older store may hold what is in no calendar."""
     minutes, seconds = divmod(hit.time_s, 60)
     at = f"{int(minutes)}:{seconds:04.1f}" if math.isfinite(hit.time_s) else ""
-    try:
-        return at if hit.wall_utc is None else f"{at}   {datetime.fromtimestamp(hit.wall_utc, UTC):%Y-%m-%d %H:%M}"
-    except (ValueError, OverflowError, OSError):
-        return at
+    taken = moment(hit.wall_utc)
+    return at if taken is None else f"{at}   {datetime.fromtimestamp(taken, UTC):%Y-%m-%d %H:%M}"
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

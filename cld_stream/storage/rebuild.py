@@ -34,6 +34,7 @@ from cld_stream.storage.store import Store
 __all__ = ["RebuildReport", "rebuild_catalog"]
 
 Row: TypeAlias = dict[str, Any]
+_FILES = ("", "-wal", "-shm")  # endings of a catalog and what SQLite keeps beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,7 @@ def _replace_catalog(
     except BaseException:
         _remove(aside)
         raise
-    for end in ("", "-wal", "-shm"):
+    for end in _FILES:
         if (path / f"catalog.db{end}").exists():
             (path / f"catalog.db{end}").rename(path / f"catalog.db.old{end}")
     aside.rename(path / "catalog.db")
@@ -234,7 +235,7 @@ def _replace_catalog(
 
 
 def _remove(catalog: Path) -> None:
-    for end in ("", "-wal", "-shm"):
+    for end in _FILES:
         catalog.with_name(catalog.name + end).unlink(missing_ok=True)
 
 

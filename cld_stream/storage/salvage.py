@@ -73,7 +73,9 @@ def salvage(file: Path, sealed: int) -> Salvage:
             if id_ >= sealed:
                 rows.append(dict(zip(_FRAME, [id_, *row[1:]], strict=True)))
         elif len(row) == len(_SNAPSHOT):
-            pinned |= {row[_SNAPSHOT.index("id")]} if row[_SNAPSHOT.index("pinned")] == 1 else set()
+            snapshot = dict(zip(_SNAPSHOT, row, strict=True))
+            if snapshot["pinned"] == 1:
+                pinned.add(snapshot["id"])
         elif len(row) == len(_SOURCE):
             source = _source(id_, row)
             if source and (id_ not in sources or source.frames > sources[id_].frames):

@@ -28,6 +28,7 @@ from cld_stream.pipelines.metrics import TrainProgress
 from cld_stream.pipelines.probes import INGEST, STORE, TRAIN
 from cld_stream.pipelines.status import Status, status
 from cld_stream.storage.store import Store
+from tests.media.rtsp_server import free_port
 from tests.pipelines.footage import film
 from tests.pipelines.published import add_video, published, small_store
 from tests.pipelines.watching import Watching
@@ -38,12 +39,6 @@ SMALL = (
     "optim.batch=24", "optim.fresh=8", "train.min_frames=16", "train.idle_steps=3", "train.poll_s=0.5",
     "train.log_steps=1", "train.threads=1", "publish.groups=4",
 )  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def get(port: int, path: str) -> tuple[int, str]:
