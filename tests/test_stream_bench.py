@@ -177,8 +177,9 @@ def test_the_page_is_made_from_lines(tmp_path: Path) -> None:
     out = tmp_path / "stream.jsonl"
     scores = {"fifo": 0.4, "reservoir": 0.5, "npid": 0.6, "npid+cld": 0.7, "ours": 0.9, "iid-1": 0.8}
     cells = [(cell(name, seed=seed), score + 0.02 * seed) for seed in (0, 1) for name, score in scores.items()]
-    cells.append((cell("npid", tuning=True), 0.33))
     name, row = changed("npid", ["loss.groups=7"])
+    cells.append((cell_of("A", TINY, "npid", row, 0, 0.12, tuning=True), 0.44))  # the row as it was once
+    cells.append((cell("npid", tuning=True), 0.33))
     cells.append((cell_of("A", TINY, name, row, 1, 0.06, tuning=False), 0.52))
     out.write_text("".join(json.dumps(line_of(*pair)) + "\n" for pair in cells))
     out.with_suffix(".md").write_text("old\n\n## Notes\n\nBy hand.\n")
@@ -189,7 +190,8 @@ def test_the_page_is_made_from_lines(tmp_path: Path) -> None:
     assert "FA: ours +30.0 against the best baseline, npid (ours ± 1.4, npid ± 1.4)." in page
     assert "FA of fifo: 50.6% of the decorrelated stream's (iid-1)" in page
     assert "| npid+cld | 7.1 | 17.8 | 35.5 | 71.0 | 859 |" in page  # up to npid's 61.0 after 859 of 1,000 passes
-    assert "| A | npid | 33.0 |" in page
+    assert "| A | npid | 33.0 |\n" in page
+    assert "The table with its sweep: 13 cells, 0.02 CPU hours; with all that was asked besides: 15 cells" in page
     assert "| A | fifo | 8 | 2 | 2 | 0 | 0.50 |" in page  # the guard
     assert "| A | npid: loss.groups=7 | 1 | 52.0 | -10.0 | -5.0 | -10.0 | -10.0 |" in page
     assert "code of abc." in page

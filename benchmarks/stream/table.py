@@ -38,8 +38,9 @@ def write(out: Path) -> None:
     lines, page = ledger.read(out), out.with_suffix(".md")
     asked = [line for line in lines if line["tuning"] or not line["stream"]["held_out"]]
     final, tuned = grouped(asked, tuning=False), [line for line in asked if line["tuning"]]
-    text = ["# Learning from streams", "", *_stamp(lines), "", *_HOW.splitlines()]
     named = {key: lines for key, lines in final.items() if key[1] in ROWS}
+    table = [line for found in (named, grouped(tuned, tuning=True)) for cells in found.values() for line in cells]
+    text = ["# Learning from streams", "", *_stamp(lines, table), "", *_HOW.splitlines()]
     for track in _tracks(named):
         text += ["", f"## Track {track}", "", _size(track, named), "", *summary(track, named)]
         picture = curves.draw(track, named, out)
@@ -58,17 +59,22 @@ def write(out: Path) -> None:
 
 
 def grouped(lines: Sequence[Line], *, tuning: bool) -> Groups:
-    """Lines by track and row, rows in the table's order; of a row that ran with several settings the newest ones."""
+    """Lines by track and row, rows in the table's order; of a row that ran with several settings the newest ones.
+
+    In a sweep the rate is none of them.
+    """
     groups: Groups = {}
     for line in lines:
         if line["tuning"] == tuning:
             groups.setdefault((line["track"], line["row"]), []).append(line)
     place = {name: i for i, name in enumerate(ROWS)}
     keys = sorted(groups, key=lambda key: (list(TRACKS).index(key[0]), place.get(key[1], len(place)), key[1]))
-    return {
-        key: [line for line in groups[key] if all(line[k] == groups[key][-1][k] for k in ("overrides", "stream"))]
-        for key in keys
-    }
+    return {key: [line for line in groups[key] if _setup(line) == _setup(groups[key][-1])] for key in keys}
+
+
+def _setup(line: Line) -> tuple[Line, Line]:
+    varied = {"optim.lr"} if line["tuning"] else set()
+    return {k: v for k, v in line["overrides"].items() if k not in varied}, line["stream"]
 
 
 def summary(track: str, groups: Groups) -> list[str]:
@@ -105,11 +111,12 @@ def ablation(groups: Groups) -> list[str]:
 
 def sweep(lines: Sequence[Line]) -> list[str]:
     """Linear accuracy on held-out train data: a row for each learner, a column for each rate."""
-    rates = sorted({line["overrides"]["optim.lr"] for line in lines})
+    groups = grouped(lines, tuning=True)
+    rates = sorted({line["overrides"]["optim.lr"] for asked in groups.values() for line in asked})
     rows = ["| track | row | " + " | ".join(f"rate {r:g}" for r in rates) + " |", "| --- " * (2 + len(rates)) + "|"]
-    found = {(line["track"], line["row"], line["overrides"]["optim.lr"]): line["linear"] for line in lines}
-    for track, name in grouped(lines, tuning=True):
-        cells = (f"{100 * found[track, name, r]:.1f}" if (track, name, r) in found else "" for r in rates)
+    for (track, name), asked in groups.items():
+        found = {line["overrides"]["optim.lr"]: line["linear"] for line in asked}
+        cells = (f"{100 * found[r]:.1f}" if r in found else "" for r in rates)
         rows.append(f"| {track} | {name} | {' | '.join(cells)} |")
     return rows
 
@@ -136,13 +143,18 @@ def _size(track: str, groups: Groups) -> str:
     )
 
 
-def _stamp(lines: Sequence[Line]) -> list[str]:
+def _stamp(lines: Sequence[Line], table: Sequence[Line]) -> list[str]:
     machines = sorted({f"{line['machine']}, torch {line['torch']}" for line in lines})
     dates = sorted({line["date"] for line in lines})
-    hours = sum(line["cpu_seconds"] + line["probe_cpu_seconds"] for line in lines) / 3600
     return [
         f"`python -m benchmarks.stream --data FOLDER --work DIR`; {'; '.join(machines)}; "
         f"{' to '.join(dict.fromkeys(dates[:: max(1, len(dates) - 1)]))}. "
-        f"{len(lines)} cells, {hours:.2f} CPU hours, {sum(line['bad'] for line in lines)} steps that were not finite; "
+        f"The table with its sweep: {_cost(table)}; with all that was asked besides: {_cost(lines)}. "
+        f"{sum(line['bad'] for line in lines)} steps were not finite; "
         f"code of {', '.join(sorted({line['code'] for line in lines}))}."
     ]
+
+
+def _cost(lines: Sequence[Line]) -> str:
+    hours = sum(line["cpu_seconds"] + line["probe_cpu_seconds"] for line in lines) / 3600
+    return f"{len(lines)} cells, {hours:.2f} CPU hours"
