@@ -3,6 +3,8 @@
     python -m benchmarks.soak --minutes 60 --write
 
 The processes and the files that come and go are those of `benchmarks.chaos`, without kills, and with a limit on frames.
+The store knows 5,000 files before: SQLite keeps up to 2 MB of the catalog for each connection, which it would take two
+hours to fill.
 Every second resident memory, open descriptors and threads of each process (workers included) and the trainer's lag are
 noted. Ingest and train are asked for their health and metrics five times a second: in an hour as often as in three days
 by a monitor that asks every quarter of a minute. A straight line through what comes after the warm-up has the slope
@@ -28,7 +30,9 @@ import psutil
 from numpy.typing import NDArray
 
 from benchmarks.chaos.churn import Churn
-from benchmarks.chaos.services import Service, services
+from benchmarks.chaos.services import SETTINGS, Service, services
+from benchmarks.watch import know, make
+from cld_stream.config import load_settings
 from cld_stream.errors import CldError
 from cld_stream.pipelines.status import status
 from tests.media.rtsp_server import free_port
@@ -36,6 +40,7 @@ from tests.media.rtsp_server import free_port
 _RESULTS = Path(__file__).parent / "results"
 _BOUNDED = ("ingest.max_frames=400", "buffer.capacity=150")  # a store of a steady size, after three minutes
 _MEASURES = {"memory": "MB", "descriptors": "", "threads": ""}
+_KNOWN = 5_000  # files; a catalog larger than SQLite's page cache
 _ASKED_HZ = 5
 _MOST = {"memory": 4.0, "descriptors": 1.0, "threads": 1.0}  # an hour, beyond the interval
 
@@ -86,6 +91,8 @@ def watch(work: Path, minutes: float, seed: int) -> tuple[dict[str, NDArray[np.f
     os.environ |= {f"CLD_STREAM_{name.upper()}_PORT": str(port) for name, port in probes.items()}
     answered, silent = set[str](), list[str]()
     churn = Churn(work / "media", work / "kept", random.Random(seed))
+    make(work / "media" / "before", _KNOWN, 1000)
+    know(work / "store", work / "media" / "before", load_settings(overrides=SETTINGS).store)
     three = services(work, work / "store", work / "media", _BOUNDED)
     rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in (*(one.name for one in three), "lag")}
     began = due = ask = time.monotonic()

@@ -39,9 +39,9 @@ def make(folder: Path, files: int, in_one: int) -> None:
         (day / f"IMG_{i:06d}.jpg").write_bytes(jpeg + i.to_bytes(4, "big"))
 
 
-def know(store: Path, folder: Path) -> None:
+def know(store: Path, folder: Path, settings: StoreSettings) -> None:
     """Put every file into the ledger as ingest leaves it, but for the frames: decoding is not what is measured."""
-    with Store.create(store, StoreSettings(size=32)) as made, made.writer("benchmark") as writer:
+    with Store.create(store, settings) as made, made.writer("benchmark") as writer:
         for path in sorted(folder.rglob("*.jpg")):
             stat = stat_item(Item("file", path))
             print_ = fingerprint(path)
@@ -99,7 +99,7 @@ def main() -> None:
         if not folder.exists():
             make(folder, args.files, args.folder_files)
         if not store.exists():
-            know(store, folder)
+            know(store, folder, StoreSettings(size=32))
         print(f"{platform.machine()}, Python {platform.python_version()}")
         print(f"{args.files:,} known files, {args.folder_files:,} in a folder")
         print(f"a look with nothing new: {look_s(folder):.3f} s of CPU")
