@@ -52,10 +52,10 @@ class Life:
         *,
         warns: bool = True,
     ) -> None:
-        self.kind, self.store_path = kind, store.path
+        self.kind, self.store = kind, store
         self.state, self.numbers = "starting", dict[str, float | int | str | None]()
         self.ready = False
-        self._catalog, self._settings, self._argv = store.catalog, settings, sys.argv if argv is None else argv
+        self._settings, self._argv = settings, sys.argv if argv is None else argv
         self._moved = self._written = time.monotonic()
         self._counted = deque([(self._moved, 0)])  # (when, frames), one a minute
         self._open = ExitStack()
@@ -90,14 +90,14 @@ class Life:
         outcome = "done" if e is None else _told(e)
         try:
             if self._run is not None:
-                self._catalog.end_run(self._run, outcome, hurry=e is not None)
+                self.store.catalog.end_run(self._run, outcome, hurry=e is not None)
         except StoreError as error:
             log.info("how this run ended could not be written: %s", error)
 
     def _begin(self) -> None:
         """Note the run; where that is not possible now, a later beat does it."""
         try:
-            self._run = self._catalog.begin_run(self.kind, self._argv)
+            self._run = self.store.catalog.begin_run(self.kind, self._argv)
         except StoreBusyError:
             return
         except StoreFullError as error:
@@ -130,7 +130,7 @@ class Life:
             if self._run is None:
                 self._begin()
             else:
-                self._catalog.heartbeat(self._run, self.numbers)
+                self.store.catalog.heartbeat(self._run, self.numbers)
                 self._complain(None)
         except StoreBusyError:  # the next beat will do
             return

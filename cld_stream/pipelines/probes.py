@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from cld_stream.config import OpsSettings
 from cld_stream.errors import CldError, UsageError
-from cld_stream.pipelines.status import Status, status
+from cld_stream.pipelines.status import Status, status_of
 
 if TYPE_CHECKING:
     from cld_stream.pipelines.life import Life
@@ -99,7 +99,7 @@ class _Numbers(Collector):
         yield state
         yield from families(TRAIN if life.kind == "train" else INGEST, life.numbers)
         try:
-            now = status(life.store_path)
+            now = status_of(life.store)
         except CldError:
             return
         yield from families(STORE, vars(now))

@@ -13,7 +13,7 @@ from cld_stream.storage.schema import Run, SnapshotRow, Totals
 from cld_stream.storage.snapshots import Snapshot, snapshots_folder
 from cld_stream.storage.store import Store
 
-__all__ = ["Process", "Status", "status"]
+__all__ = ["Process", "Status", "status", "status_of"]
 
 SILENT_S = 60.0
 """A process that holds its lock and gives no sign for this long hangs, or its machine does."""
@@ -158,30 +158,35 @@ def status(path: Path) -> Status:
         StoreNotFoundError: there is no store at `path`.
     """
     with Store.open(path) as store:
-        catalog = store.catalog
-        totals, latest, runs = catalog.totals(), catalog.latest_snapshot(), catalog.runs()
-        covered = 0 if latest is None else _covered(store, latest)
-        processes, free = _processes(path, runs), shutil.disk_usage(path).free
-        trained = next((run.info for run in reversed(runs) if run.kind == "train" and run.info), {})
-        return Status(
-            path=str(path),
-            frame_size=store.header.size,
-            fit=store.header.fit,
-            outcomes=totals.outcomes,
-            frames=totals.frames,
-            bytes=totals.bytes,
-            snapshot=latest.id if latest else None,
-            snapshot_utc=latest.created_utc if latest else None,
-            snapshot_health=_health(snapshots_folder(path) / latest.id) if latest else None,
-            snapshot_info=latest.info if latest else {},
-            snapshots=len(catalog.snapshots()),
-            covered=covered,
-            processes=processes,
-            trained=trained,
-            lag=_lag(store, trained),
-            disk_free=free,
-            full_in_s=_full_in_s(processes, totals, free),
-        )
+        return status_of(store)
+
+
+def status_of(store: Store) -> Status:
+    """The same for a store that is open."""
+    path, catalog = store.path, store.catalog
+    totals, latest, runs = catalog.totals(), catalog.latest_snapshot(), catalog.runs()
+    covered = 0 if latest is None else _covered(store, latest)
+    processes, free = _processes(path, runs), shutil.disk_usage(path).free
+    trained = next((run.info for run in reversed(runs) if run.kind == "train" and run.info), {})
+    return Status(
+        path=str(path),
+        frame_size=store.header.size,
+        fit=store.header.fit,
+        outcomes=totals.outcomes,
+        frames=totals.frames,
+        bytes=totals.bytes,
+        snapshot=latest.id if latest else None,
+        snapshot_utc=latest.created_utc if latest else None,
+        snapshot_health=_health(snapshots_folder(path) / latest.id) if latest else None,
+        snapshot_info=latest.info if latest else {},
+        snapshots=len(catalog.snapshots()),
+        covered=covered,
+        processes=processes,
+        trained=trained,
+        lag=_lag(store, trained),
+        disk_free=free,
+        full_in_s=_full_in_s(processes, totals, free),
+    )
 
 
 def _processes(path: Path, runs: list[Run]) -> list[Process]:
