@@ -23,7 +23,7 @@ _ASK_S = 0.2  # SQLite waits this long at a stretch: no signal is heard meanwhil
 _FULL_BYTES = 1 << 20  # where less is left, SQLite's "disk I/O error" means that
 _PAGE = 512  # a commit of two frames touches many pages, and writes each of them whole
 _WAL_PAGES = 64 * 1024 * 1024 // _PAGE
-_CACHE_KB = 256  # of a connection; the system caches the file, and 2 MB grow to 5 as pages come and go for days
+_CACHE_KB = 256  # of a connection; the system caches the file, and the usual 2 MB made a watch grow for hours
 
 
 class Database:
