@@ -1,5 +1,6 @@
 """Measure an encoder against the current snapshot, over the same stored frames."""
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,16 +12,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from cld_stream.config import EncoderSettings
+from cld_stream.errors import CorruptError, StoreNotFoundError
 from cld_stream.pipelines.embed import Embedder
 from cld_stream.pipelines.guard import Checkup
 from cld_stream.pipelines.measures import Shares, compare, spread_evenly
 from cld_stream.pipelines.publish import embed_frames
-from cld_stream.pipelines.snapshots import open_snapshot
+from cld_stream.pipelines.snapshots import with_snapshot
 from cld_stream.storage.snapshots import Snapshot
 from cld_stream.storage.store import Store
 
 __all__ = ["best_up_to", "check_encoder"]
 
+log = logging.getLogger("cld_stream.guard")
 _FEWEST = 32
 
 
@@ -37,7 +40,8 @@ def check_encoder(
     """A checkup of what `Learner.publishable` gives.
 
     Frames are spread evenly over what the snapshot covers, not the buffer: when a dark camera has filled the buffer,
-    its features look alike under the best encoder. No shares before the first snapshot, and of another width.
+    its features look alike under the best encoder. A damaged snapshot is passed over for the newest one that is whole.
+    No shares before the first snapshot, where none is whole, and of another width.
 
     Args:
         updates: of this encoder.
@@ -46,13 +50,18 @@ def check_encoder(
     nothing = Checkup(loss_ratio=loss, young=updates < grown_up_at)
     if store.catalog.latest_snapshot() is None:
         return nothing
-    snapshot = open_snapshot(store)
-    ids, features = snapshot.features("instance")
+    try:
+        snapshot, best, ids, features = with_snapshot(
+            store, "latest", lambda s: (s, best_up_to(s, grown_up_at), *s.features("instance"))
+        )
+    except (CorruptError, StoreNotFoundError) as error:
+        log.error("the encoder is compared with no snapshot: %s", error)
+        return nothing
     rows = np.flatnonzero(ids >= 0)
     rows = rows[spread_evenly(len(rows))]
     if len(rows) < _FEWEST or features.shape[1] != encoder.feature_dim:
         return nothing
-    nothing = replace(nothing, snapshot=snapshot.id, best=best_up_to(snapshot, grown_up_at))
+    nothing = replace(nothing, snapshot=snapshot.id, best=best)
     embedder = Embedder(encoder, weights, store.header.fit, device)
     with store.reader(on_damage=lambda _: None) as reader:  # training and publishing say so
         fresh, present = embed_frames(store, reader, embedder, ids[rows])

@@ -4,7 +4,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from cld_stream.media.discover import Discovery, Item, discover_folder, natural_
 from cld_stream.media.identity import is_unfinished
 from cld_stream.media.notices import Notices
 from cld_stream.media.numbered import MIN_MEMBERS
+from cld_stream.media.paths import changed_ns, gone
 from cld_stream.media.probe import kind_of, probe
 from cld_stream.media.scan import Scan, Seen, rules_above, sign_of
 from cld_stream.media.settle import Settling
@@ -68,6 +69,7 @@ class Folders:
         self._settling = Settling(settings.settle_s, settings.growing_s)
         self._presence = Presence(self._tops, self._known, say)
         self._held: dict[str, tuple[float, float]] = {}  # frame folders that fill: first met, not before
+        self._closed: dict[str, int | None] = {}  # files that could not be read -> when their inode last changed
         self._pump: Pump[Seen] | None = None
         self._scans: list[Scan] = []
         self._missed: dict[str, tuple[str, ...]] = {}
@@ -142,17 +144,26 @@ class Folders:
                 self._settling.took(path, now, 0.0, useful=False)
         return batch
 
-    def took(self, batch: Batch, now: float, spent_s: float, useful: set[str]) -> None:
-        """A batch was read; `useful` are the paths that gave frames."""
+    def took(
+        self, batch: Batch, now: float, spent_s: float, useful: set[str], unreadable: Mapping[str, int | None]
+    ) -> None:
+        """A batch was read.
+
+        Args:
+            useful: paths that gave frames.
+            unreadable: those that the system did not let us read, and when their inode had last changed; they are known
+                once somebody changes that.
+        """
         for item in batch.found.items:
             if item.growing:
                 self._settling.took(str(item.path), now, spent_s, useful=str(item.path) in useful)
             elif item.kind == "sequence":
                 self._sequences.add(str(item.path))
                 self._held[str(item.path)] = now, now + max(self._settings.growing_s, 10 * spent_s)
-        for path, sign in batch.signs.items():
+        self._closed |= unreadable
+        for path in batch.signs.keys() - self._closed.keys():
             folder, _, name = path.rpartition("/")
-            self._known.setdefault(folder, {})[name] = sign
+            self._known.setdefault(folder, {})[name] = batch.signs[path]
 
     def vanished(self, now: float) -> list[str]:
         """Files that have been gone for a while from folders that are there; each told once."""
@@ -194,13 +205,20 @@ class Folders:
             if seen is None:
                 return
             for name, sign in seen.changed.items():
-                self._settling.see(f"{seen.folder}/{name}", sign, now)
+                self._see(f"{seen.folder}/{name}", sign, now)
             if seen.gone:
                 self._missed[seen.folder] = seen.gone
+
+    def _see(self, path: str, sign: int, now: float) -> None:
+        """A file is not as known."""
+        if path not in self._closed or self._closed[path] != changed_ns(path):
+            self._closed.pop(path, None)
+            self._settling.see(path, sign, now)
 
     def _finish(self, now: float) -> None:
         """A look has ended."""
         began = time.thread_time()
+        self._closed = {path: at for path, at in self._closed.items() if at == changed_ns(path)}
         if self._first_take == float("inf"):
             self._first_take = now + self._settings.settle_s
         changed = self._presence.judge(self._scans, self._missed, now)
@@ -208,7 +226,7 @@ class Folders:
             self._listen_anew()
         unread = {folder: why for scan in self._scans for folder, why in scan.unread.items() if folder != scan.top}
         for folder, why in unread.items():
-            if folder not in self._unread and Path(folder).is_dir():
+            if folder not in self._unread and not gone(Path(folder)):
                 log.warning("%s: cannot be read: %s", folder, why)
         self._unread = set(unread)
         self._readable = {folder for scan in self._scans for folder in scan.devices}
@@ -241,7 +259,7 @@ class Folders:
             if sign is None:
                 soon = True  # a folder, or gone
             elif sign != self._known.get(folder, {}).get(name):
-                self._settling.see(path, sign, now)
+                self._see(path, sign, now)
         if soon:
             self._next_scan = min(self._next_scan, self._scanned + self._cost_s / _SHARE)
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from cld_stream.config import Settings
 from cld_stream.media.discover import Discovery, Item
 from cld_stream.media.job import Chunk, Done, Event, Job
+from cld_stream.media.paths import changed_ns
 from cld_stream.media.pool import DecodePool
 from cld_stream.media.probe import probe
 from cld_stream.media.reasons import VANISHED, unreadable_reason
@@ -60,6 +61,7 @@ class Run:
         life: shown this run's numbers; None = the caller shows its own.
         tick: called several times a second, in the caller's thread.
         patiently: does what is to be done on disk; a watch waits there for space.
+        unreadable: paths that the system did not let us read, and when their inode had last changed.
     """
 
     store: Store
@@ -83,6 +85,7 @@ class Run:
         self.added: dict[Entry, int] = {}
         self.counts: Counter[Outcome | None] = Counter()
         self.cpu = CpuMeter()
+        self.unreadable: dict[str, int | None] = {}
 
     def over(self, found: Discovery, pool: DecodePool, stop: Callable[[], bool]) -> IngestReport:
         """Take everything that was found, unless asked to stop; once for each run."""
@@ -135,6 +138,7 @@ class Run:
         try:
             return self.ledger.decide(item)
         except OSError as error:
+            self.unreadable[str(item.path)] = changed_ns(str(item.path))
             return self.ledger.unreadable(item, unreadable_reason(error))
 
     def _job(self, key: int, entry: Entry, item: Item) -> Job:

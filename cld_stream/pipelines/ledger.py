@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from cld_stream.media.discover import Item
 from cld_stream.media.identity import fingerprint, fingerprint_sequence, is_unfinished
+from cld_stream.media.paths import gone
 from cld_stream.media.probe import probe
 from cld_stream.storage.schema import Outcome, SourceKind, SourceRow
 
@@ -272,14 +273,17 @@ class Ledger:
         return fingerprint_sequence([m.path for m in item.members[: int(count[1])]]) if count else ""  # fmt: skip
 
     def _holds(self, entry: Entry) -> bool:
-        """Whether the source's own file is still at its path."""
+        """Whether the source's own file is still at its path; true where that cannot be told."""
         if entry.item is not None:
             return True
         if self._by_path.get(entry.path) is not entry or not _exists(entry):
             return False
         if entry.kind == "sequence":
             return True
-        status = entry.path.stat()
+        try:
+            status = entry.path.stat()
+        except OSError as error:
+            return not isinstance(error, FileNotFoundError)
         return status.st_size == entry.stat.size and (
             status.st_ino == entry.stat.inode or status.st_mtime_ns == entry.stat.mtime_ns
         )
@@ -354,11 +358,11 @@ def fingerprint_item(item: Item, stat: Stat) -> str:
 
 def _anchor(path: Path) -> Path:
     """The folder of a sequence, or its table: `TABLE#SEQUENCE`."""
-    return path if path.exists() else Path(str(path).rpartition("#")[0] or path)
+    return Path(str(path).rpartition("#")[0] or path) if gone(path) else path
 
 
 def _exists(entry: Entry) -> bool:
-    return (_anchor(entry.path) if entry.kind == "sequence" else entry.path).exists()
+    return not gone(_anchor(entry.path) if entry.kind == "sequence" else entry.path)
 
 
 def _is_missing(entry: Entry) -> bool:

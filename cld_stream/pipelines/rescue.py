@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from cld_stream.config import TrainSettings
-from cld_stream.errors import GuardStopError
+from cld_stream.errors import CorruptError, GuardStopError
 from cld_stream.learn.buffer import Ids
 from cld_stream.learn.learner import Learner, StepReport
+from cld_stream.pipelines.guard import Level
 from cld_stream.pipelines.metrics import log
-from cld_stream.storage.checkpoints import load_checkpoint, pinned_checkpoint
+from cld_stream.storage.checkpoints import Checkpoint, list_checkpoints, load_checkpoint, pinned_checkpoint
 
 __all__ = ["Rescue"]
 
@@ -60,7 +61,7 @@ class Rescue:
             self.wanted = f"{self._in_a_row} steps in a row were not finite"
 
     def back(self, learner: Learner, why: str) -> GuardStopError | None:
-        """Restore the good state.
+        """Restore the good state; where no checkpoint holds one any more, go on from the present one, as slowly.
 
         Returns:
             What to raise once that is saved, when the last rescue did not help.
@@ -72,10 +73,30 @@ class Rescue:
                 f"{why}. Lower optim.lr, look at the newest frames (logs/train.log), then train again."
             )
         clock, salt, rate = learner.clock, learner.salt, learner.rate
-        checkpoint = load_checkpoint(self._store_path, pinned_checkpoint(self._store_path))
-        learner.load_state_dict(checkpoint.tensors, checkpoint.meta["learner"])
+        checkpoint = self._good()
+        if checkpoint is not None:
+            learner.load_state_dict(checkpoint.tensors, checkpoint.meta["learner"])
         learner.clock, learner.salt, learner.rate = clock, salt + 1, rate if stop else rate * _SLOWER
         self.rescues += 1
         self._in_a_row, self._on_trial, self.good, self.wanted = 0, True, False, None
-        log.error("%s: back to the good state of step %d, learning rate now x %g", why, checkpoint.step, learner.rate)
+        to = (
+            "no good state is left to go back to"
+            if checkpoint is None
+            else f"back to the good state of step {checkpoint.step}"
+        )
+        log.error("%s: %s, learning rate now x %g", why, to, learner.rate)
         return stop
+
+    def _good(self) -> Checkpoint | None:
+        """The pinned checkpoint; where that is damaged, the newest whole one that nothing was said against."""
+        pinned = pinned_checkpoint(self._store_path)
+        for step in sorted(list_checkpoints(self._store_path), key=lambda step: (step == pinned, step), reverse=True):
+            try:
+                checkpoint = load_checkpoint(self._store_path, step)
+            except CorruptError as error:
+                log.error("%s", error)
+                continue
+            rescue, guard = (checkpoint.meta.get(name) or {} for name in ("rescue", "guard"))
+            if step == pinned or (rescue.get("wanted") is None and guard.get("level", 0) < Level.HOLD):
+                return checkpoint
+        return None

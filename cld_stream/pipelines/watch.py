@@ -4,6 +4,7 @@ Everything happens in one thread, a tick at a time; workers decode, and threads 
 a batch of files is, and when, is decided in `folders`; what is done with each file, by the ledger, as in `ingest`.
 """
 
+import stat
 import sys
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from cld_stream.config import Settings
 from cld_stream.errors import UsageError
 from cld_stream.media.address import is_camera, masked
 from cld_stream.media.discover import Item
-from cld_stream.media.paths import absolute
+from cld_stream.media.paths import absolute, gone
 from cld_stream.media.pool import DecodePool
 from cld_stream.pipelines.cameras import Cameras
 from cld_stream.pipelines.folders import Batch, Folders
@@ -113,7 +114,7 @@ class _Watch:
         self._folders = Folders(tops, store, chosen, self._say_folder, retry_broken=retry_broken)
         opened.callback(self._folders.close)
         for top in tops:
-            if not Path(top).is_dir() and not self._folders.knows(top):
+            if gone(Path(top)) and not self._folders.knows(top):
                 raise _no_folder(top)
         argv = [masked(arg) for arg in sys.argv]
         self._life = opened.enter_context(Life(store, "ingest", settings.ops, argv, warns=False))
@@ -168,12 +169,12 @@ class _Watch:
         self._growing = {str(item.path) for item in items if item.growing}
         report = run.over(batch.found, self._pool, self._stop)
         for entry in ledger.vanished(self._folders.present()):
-            if entry.path.exists():
+            if not gone(entry.path):
                 run.leave(entry, "its path holds another source now")
         self._close_batch()
         if not report.stopped:
             useful = {f.path for f in report.files if f.frames}
-            self._folders.took(batch, time.monotonic(), time.monotonic() - began, useful)
+            self._folders.took(batch, time.monotonic(), time.monotonic() - began, useful, run.unreadable)
 
     def _meanwhile(self, work: Callable[[], T]) -> T | None:
         """Work that reads files, while the ticks go on; None if asked to stop before it is done."""
@@ -260,13 +261,21 @@ def _sorted_out(inputs: Sequence[str], *, known_store: bool) -> tuple[list[str],
             urls.append(text)
         elif "://" in text:
             raise UsageError(f"{masked(text)}: cameras are rtsp://, rtsps:// or /dev/video0. Download files first.")
-        elif (text.startswith("@") and not Path(text).exists()) or (Path(path).exists() and not Path(path).is_dir()):
+        elif (text.startswith("@") and gone(Path(text))) or _is_other(Path(path)):
             raise UsageError(f"{text}: only folders and cameras can be watched. Ingest it without --watch.")
-        elif not Path(path).exists() and not known_store:
+        elif gone(Path(path)) and not known_store:
             raise _no_folder(text)
         else:
             tops.append(path)
     return list(dict.fromkeys(tops)), urls
+
+
+def _is_other(path: Path) -> bool:
+    """Whether it is there, and no folder."""
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _no_folder(text: str) -> UsageError:

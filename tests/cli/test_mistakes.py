@@ -1,7 +1,6 @@
 """Mistakes people make: each gives one clear line and the right exit code, never a traceback."""
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -21,6 +20,7 @@ from PIL import Image
 from cld_stream.cli.output import console
 from cld_stream.errors import StoreNotFoundError
 from tests.cli.conftest import Cli
+from tests.faults.faulty import bound_by_modes
 
 
 @pytest.fixture(scope="module")
@@ -317,25 +317,6 @@ def nobody() -> Iterator[None]:
         os.seteuid(before)
 
 
-@contextlib.contextmanager
-def bound_by_modes() -> Iterator[None]:
-    """Root too may read and write what the modes of files allow, and no more; what is started here is not bound."""
-    if os.geteuid() != 0:
-        yield
-        return
-    libc, everywhere = ctypes.CDLL(None, use_errno=True), (1 << 1) | (1 << 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable
-    assert libc.capget(header, sets) == 0
-    before = sets[0]
-    sets[0] &= ~everywhere
-    assert libc.capset(header, sets) == 0
-    try:
-        yield
-    finally:
-        sets[0] = before
-        assert libc.capset(header, sets) == 0
-
-
 def test_a_store_in_a_closed_folder_is_a_matter_of_permission(cli: Cli, home: Path) -> None:
     (home / "closed").mkdir(mode=0)
     with bound_by_modes():
@@ -363,6 +344,25 @@ def test_a_photo_that_may_not_be_read_is_told_in_a_line_and_the_others_are_taken
     for path in (shut, closed):
         path.chmod(0o755)
     assert "Files: 2 ADDED, 2 ALREADY_PRESENT." in cli("ingest", "media", "--store", "fresh").out
+
+
+def test_a_known_folder_that_may_not_be_read_any_more_is_told_in_a_line(cli: Cli, home: Path) -> None:
+    shut = home / "media" / "shut"
+    shut.mkdir()
+    (home / "media" / "photo0.png").rename(shut / "photo0.png")
+    assert cli("ingest", "media", "--store", "fresh").code == 0
+    shutil.copy(shut / "photo0.png", home / "media" / "copy.png")
+    shut.chmod(0)
+    with bound_by_modes():
+        ended = cli("ingest", "media", "--store", "fresh")
+    shut.chmod(0o755)
+    assert ended.code == 0, ended.err
+    told = [line.split() for line in ended.out.splitlines() if "shut " in line]
+    assert told == [["SKIPPED", str(shut), *DENIED.split()]]
+    rows = json.loads(cli("ingest", "media", "--store", "fresh", "--json").out)["files"]
+    assert {Path(f["path"]).name: f["outcome"] for f in rows} == {
+        "photo0.png": "ADDED", "photo1.png": "ADDED", "copy.png": "ALREADY_PRESENT", "broken.jpg": "BROKEN",
+    }  # fmt: skip
 
 
 def test_how_much_is_told_may_be_said_after_the_command(cli: Cli, home: Path) -> None:

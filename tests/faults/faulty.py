@@ -1,5 +1,6 @@
 """Real faults: a full disk, changed bytes, a process that stopped while it held the catalog, a clock that jumps."""
 
+import ctypes
 import importlib.util
 import os
 import platform
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["Disk", "flip", "holding_the_catalog", "shifted_clock", "small_disk"]
+__all__ = ["Disk", "bound_by_modes", "flip", "holding_the_catalog", "shifted_clock", "small_disk"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,3 +100,22 @@ def holding_the_catalog(store: Path) -> Iterator[None]:
     finally:
         child.kill()
         child.communicate()
+
+
+@contextmanager
+def bound_by_modes() -> Iterator[None]:
+    """Root too may read and write what the modes of files allow, and no more; what is started here is not bound."""
+    if os.geteuid() != 0:
+        yield
+        return
+    libc, everywhere = ctypes.CDLL(None, use_errno=True), (1 << 1) | (1 << 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable
+    assert libc.capget(header, sets) == 0
+    before = sets[0]
+    sets[0] &= ~everywhere
+    assert libc.capset(header, sets) == 0
+    try:
+        yield
+    finally:
+        sets[0] = before
+        assert libc.capset(header, sets) == 0

@@ -30,7 +30,7 @@ from cld_stream.pipelines.train import train, train_settings
 from cld_stream.pipelines.tune_slice import take_slice
 from cld_stream.storage import database
 from cld_stream.storage.check import check
-from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint
+from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint, pinned_checkpoint
 from cld_stream.storage.store import Store
 from tests.faults.faulty import ROOT, flip, holding_the_catalog, shifted_clock
 from tests.pipelines.footage import film, photograph
@@ -218,10 +218,11 @@ def test_a_damaged_snapshot_is_named_and_queries_fall_back(
         query(path, frame=3, k=5, snapshot=second.id)
 
 
+@pytest.mark.parametrize("guard", ["false", "true"])
 def test_a_damaged_snapshot_does_not_stop_training_publishing_or_forgetting(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, guard: str
 ) -> None:
-    settings = load_settings(overrides=[*SMALL, "train.extend_s=0.05", "guard.enabled=false"])
+    settings = load_settings(overrides=[*SMALL, "train.extend_s=0.05", f"guard.enabled={guard}"])
     source = grow(tmp_path, 40, settings)
     first = train(tmp_path, settings, until_caught_up=True).snapshot
     flip(next(tmp_path.glob("snapshots/*/weights.safetensors")))
@@ -235,6 +236,22 @@ def test_a_damaged_snapshot_does_not_stop_training_publishing_or_forgetting(
     assert any("too damaged" in r.message for r in caplog.records)
     with Store.open(tmp_path) as store:
         assert [row.id for row in store.catalog.snapshots()] == [second]
+
+
+@pytest.mark.parametrize("what", ["manifest", "all"])
+def test_where_no_snapshot_is_whole_the_next_one_is_published_all_the_same(tmp_path: Path, what: str) -> None:
+    settings = load_settings(overrides=SMALL)
+    grow(tmp_path, 60, settings)
+    first = train(tmp_path, settings, until_caught_up=True).snapshot
+    assert first is not None
+    if what == "all":
+        shutil.rmtree(tmp_path / "snapshots" / first)
+    else:
+        flip(tmp_path / "snapshots" / first / "manifest.json", 0.0)
+    assert train(tmp_path, settings, steps=2).snapshot != first
+    assert query(tmp_path, frame=3, k=5).snapshot != first
+    pinned = load_checkpoint(tmp_path, pinned_checkpoint(tmp_path))
+    assert pinned.step == list_checkpoints(tmp_path)[-1]
 
 
 def test_training_goes_on_from_the_last_whole_checkpoint_and_says_so(

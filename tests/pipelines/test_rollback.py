@@ -14,7 +14,8 @@ from cld_stream.errors import GuardStopError
 from cld_stream.pipelines import keeper, rescue
 from cld_stream.pipelines.restore import restore_learner
 from cld_stream.pipelines.train import train
-from cld_stream.storage.checkpoints import load_checkpoint, pinned_checkpoint
+from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint, pinned_checkpoint
+from tests.faults.faulty import flip
 from tests.pipelines.test_guard import SMALL, good_store, trained, wild
 
 __all__ = ["good_store", "trained"]
@@ -104,6 +105,28 @@ def check_after_kill(path: Path, settings: Settings) -> None:
     held = learner.buffer.ids[learner.buffer.ids >= 0]
     assert not ((held >= 200) & (held < cursor)).any()
     assert (held >= cursor).sum() == 4
+
+
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_where_the_pinned_checkpoint_is_damaged_training_goes_on_all_the_same(
+    trained: tuple[Path, Settings], all_of_them: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, settings = trained
+    killed_in(keeper, "save_checkpoint", 1, after=True)(monkeypatch)
+    with pytest.raises(Killed):
+        train(path, wild(settings, enabled=True, patience=1), until_caught_up=True)
+    monkeypatch.undo()
+    pinned, decided = pinned_checkpoint(path), list_checkpoints(path)[-1]
+    older = [step for step in list_checkpoints(path) if step not in (pinned, decided)]
+    assert older
+    for step in [pinned, *(older if all_of_them else [])]:
+        flip(path / "checkpoints" / f"{step:012d}" / "state.safetensors")
+    gentle = replace(settings, optim=replace(settings.optim, lr=1e-9, fresh=4))
+    train(path, gentle, steps=1)
+    to = "no good state is left to go back to" if all_of_them else f"back to the good state of step {max(older)}"
+    assert [r.message for r in caplog.records if f"{to}, learning rate now x 0.5" in r.message]
+    assert load_checkpoint(path).meta["guard"]["wanted"] is None
+    assert train(path, gentle, steps=1).steps == 1
 
 
 def test_a_decision_at_a_checkpoint_is_carried_out(trained: tuple[Path, Settings]) -> None:

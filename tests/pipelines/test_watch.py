@@ -22,6 +22,7 @@ from cld_stream.pipelines.ingest import ingest
 from cld_stream.pipelines.status import status
 from cld_stream.storage.schema import Outcome
 from cld_stream.storage.store import Store
+from tests.faults.faulty import bound_by_modes
 from tests.media.rtsp_server import RtspCamera
 from tests.pipelines.footage import film, photograph
 from tests.pipelines.watching import QUICK, Watching, arrive, ledger, times
@@ -70,7 +71,7 @@ def test_a_file_that_a_look_meets_while_it_is_read_is_not_read_again(media: Path
         batch = folders.take(time.monotonic())
         assert sorted(item.path.name for item in batch.found.items) == ["a.mp4", "c.jpg"]
         _look(folders)  # they are in hand, and not known yet
-        folders.took(batch, time.monotonic(), 0.1, set())
+        folders.took(batch, time.monotonic(), 0.1, set(), {})
         time.sleep(2 * QUICK.ingest.settle_s)
         assert folders.take(time.monotonic()).found.items == []
         assert (folders.files, folders.waiting) == (2, 0)
@@ -197,6 +198,51 @@ def test_a_folder_that_is_away_is_no_deletion(media: Path, store: Path, tmp_path
         told = [(e.state, e.path, bool(e.reason)) for e in w.events if e.event == "folder"]
         assert told == [("gone", str(media), True), ("back", str(media), False)]
     assert {s.outcome for s in ledger(store).values()} == {Outcome.ADDED}
+
+
+def test_a_folder_that_may_not_be_read_any_more_stops_nothing(media: Path, store: Path) -> None:
+    with bound_by_modes(), Watching(store, media) as w:
+        w.until_taken("a.mp4", "c.jpg")
+        (media / "other").mkdir()
+        shutil.copy(media / "deep" / "c.jpg", media / "other" / ".copy")
+        (media / "deep").chmod(0)
+        (media / "other" / ".copy").rename(media / "other" / "copy.jpg")
+        w.until_taken("copy.jpg")
+        w.quiet()
+        (media / "deep").chmod(0o755)
+        w.quiet()
+    kept = {name: row.outcome for name, row in ledger(store).items()}
+    assert kept == {"a.mp4": Outcome.ADDED, "c.jpg": Outcome.ADDED, "copy.jpg": Outcome.ALREADY_PRESENT}
+
+
+def test_a_folder_below_one_that_may_not_be_entered_is_waited_for(media: Path, store: Path, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (tmp_path / "open").mkdir()
+    media.rename(closed / "media")
+    with bound_by_modes():
+        closed.chmod(0)
+        with Watching(store, tmp_path / "open", closed / "media") as w:
+            w.until(lambda: [(e.state, e.reason) for e in w.events if e.path == str(closed / "media")])
+            assert w.events[-1].reason == "Permission denied"
+            closed.chmod(0o755)
+            w.until_taken("a.mp4", "c.jpg")
+
+
+def test_a_file_that_may_not_be_read_is_taken_once_it_may(media: Path, store: Path) -> None:
+    with bound_by_modes(), Watching(store, media) as w:
+        w.until_taken("a.mp4", "c.jpg")
+        hidden = photograph(media / ".mine.png", seed=7)
+        hidden.chmod(0)
+        hidden.rename(media / "mine.png")
+        w.until_taken("mine.png")
+        w.quiet()
+        assert [e.outcome for e in w.taken("mine.png")] == [Outcome.BROKEN]
+        (media / "mine.png").chmod(0o600)
+        w.until(lambda: len(w.taken("mine.png")) > 1)
+        w.quiet()
+    assert [e.outcome for e in w.taken("mine.png")] == [Outcome.BROKEN, Outcome.ADDED]
+    assert ledger(store)["mine.png"].frames == 1
 
 
 def test_a_folder_that_is_away_at_the_start_is_waited_for(media: Path, store: Path, tmp_path: Path) -> None:
