@@ -175,12 +175,15 @@ def line_of(found: Cell, score: float) -> dict[str, object]:
 def test_the_page_is_made_from_lines(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     out = tmp_path / "stream.jsonl"
-    scores = {"fifo": 0.4, "reservoir": 0.5, "npid": 0.6, "npid+cld": 0.7, "ours": 0.9, "iid-1": 0.8}
+    scores = {"fifo": 0.4, "reservoir": 0.5, "npid": 0.6, "npid+cld": 0.7, "ours": 0.9, "iid-1": 0.8, "iid-simclr": 0.5}
     cells = [(cell(name, seed=seed), score + 0.02 * seed) for seed in (0, 1) for name, score in scores.items()]
     name, row = changed("npid", ["loss.groups=7"])
     cells.append((cell_of("A", TINY, "npid", row, 0, 0.12, tuning=True), 0.44))  # the row as it was once
     cells.append((cell("npid", tuning=True), 0.33))
     cells.append((cell_of("A", TINY, name, row, 1, 0.06, tuning=False), 0.52))
+    name, row = changed("npid", ["loss.queue=9"])
+    other = replace(row, overrides=row.overrides | {"loss.temperature_instance": 0.3})  # of a row as it was once
+    cells.append((cell_of("A", TINY, name, other, 1, 0.06, tuning=False), 0.52))
     out.write_text("".join(json.dumps(line_of(*pair)) + "\n" for pair in cells))
     out.with_suffix(".md").write_text("old\n\n## Notes\n\nBy hand.\n")
     table.write(out)
@@ -188,12 +191,14 @@ def test_the_page_is_made_from_lines(tmp_path: Path) -> None:
     assert "| npid+cld | NPID + CLD, reservoir | 2 | 0.06 | 71.0 ± 1.4 | 35.5 ± 0.7 |" in page
     assert "CLD, npid+cld against npid: FA +10.0 ± 0.0, CA +5.0 ± 0.0" in page
     assert "FA: ours +30.0 against the best baseline, npid (ours ± 1.4, npid ± 1.4)." in page
-    assert "FA of fifo: 50.6% of the decorrelated stream's (iid-1)" in page
+    assert "FA: ours +20.0 against CLD on a baseline with a reservoir, npid+cld (ours ± 1.4, npid+cld ± 1.4)." in page
+    assert "- fifo: 80% of the decorrelated stream's FA, 80% of its CA, 80% of its kNN (iid-simclr)." in page
     assert "| npid+cld | 7.1 | 17.8 | 35.5 | 71.0 | 859 |" in page  # up to npid's 61.0 after 859 of 1,000 passes
     assert "| A | npid | 33.0 |\n" in page
-    assert "The table with its sweep: 13 cells, 0.02 CPU hours; with all that was asked besides: 15 cells" in page
+    assert "The table with its sweep: 15 cells, 0.03 CPU hours; with all that was asked besides: 18 cells" in page
     assert "| A | fifo | 8 | 2 | 2 | 0 | 0.50 |" in page  # the guard
     assert "| A | npid: loss.groups=7 | 1 | 52.0 | -10.0 | -5.0 | -10.0 | -10.0 |" in page
+    assert "loss.queue=9" not in page, "it differs from the row in more than that"
     assert "code of abc." in page
     assert "+10.0" in page
     assert page.endswith("## Notes\n\nBy hand.\n")

@@ -18,6 +18,8 @@ Groups = dict[tuple[str, str], list[Line]]
 IID = ("iid-0", "iid-1")
 OURS_IID = ("ours-iid-cld0", "ours-iid")
 PAIRS = (("npid", "npid+cld"), ("moco", "moco+cld"), ("ours-cld0", "ours"), IID, OURS_IID)
+SHUFFLED = dict.fromkeys(("none-bn", "none-gn", "fifo", "reservoir"), ("iid-simclr",)) | {"ours": OURS_IID}
+"""Of a row, what has its loss and a memory on frames in random order."""
 
 
 def findings(track: str, groups: Groups) -> list[str]:
@@ -114,6 +116,7 @@ def _ahead(rows: dict[str, list[Line]]) -> list[str]:
     said = []
     against = (
         ("the best baseline", BASELINES),
+        ("CLD on a baseline with a reservoir", ("npid+cld", "moco+cld")),
         ("i.i.d. (the better lambda)", IID),
         ("the same recipe on i.i.d. frames (the better lambda)", OURS_IID),
     )
@@ -130,11 +133,12 @@ def _ahead(rows: dict[str, list[Line]]) -> list[str]:
                         f"  With other seeds, and other sequences like the {n} that ask: "
                         f"{100 * low:+.1f} to {100 * high:+.1f} (95%)."
                     )
-    upper = best(rows, (*IID, *OURS_IID))
-    for name in ("none-bn", "none-gn", "fifo", "ours"):
+    for name, uppers in SHUFFLED.items():
+        upper = best(rows, uppers)
         if upper and name in rows:
-            ratio = _mean(rows[name], "linear") / _mean(rows[upper], "linear")
-            said.append(f"- FA of {name}: {100 * ratio:.1f}% of the decorrelated stream's ({upper}).")
+            ratios = [_mean(rows[name], score) / _mean(rows[upper], score) for score in ("linear", "ca", "knn")]
+            fa, ca, knn = (f"{100 * ratio:.0f}%" for ratio in ratios)
+            said.append(f"- {name}: {fa} of the decorrelated stream's FA, {ca} of its CA, {knn} of its kNN ({upper}).")
     return said
 
 
