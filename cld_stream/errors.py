@@ -7,6 +7,7 @@
     ├── GuardStopError        5   stopped by the guard for good: do not restart
     ├── HeldError             1   an encoder is not published by hand unless --force is given
     ├── DeviceFullError       1   memory does not hold the least that the work needs: passes when some is freed
+    ├── PortTakenError        1   something else listens on the port: passes when it lets go
     ├── StoreError            1   a store, snapshot or checkpoint is absent, damaged or of a newer format
     │   ├── StoreNotFoundError  2
     │   ├── FormatTooNewError   1
@@ -57,6 +58,10 @@ class HeldError(CldError):
 
 class DeviceFullError(CldError):
     """The memory of the device does not hold the least that the work needs."""
+
+
+class PortTakenError(CldError):
+    """Something else listens on the port for probes and metrics."""
 
 
 class StoreError(CldError):

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -79,6 +80,21 @@ def test_ingest_as_a_service_makes_no_store_on_a_mount_point_whose_drive_is_away
     assert list(store.iterdir()) == []
     (store / "store.json").touch()
     assert start().returncode == 0
+
+
+@pytest.mark.parametrize(("unit", "verb"), [(INGEST, ["ingest", "--watch", "."]), (TRAIN, ["train"])])
+def test_a_service_whose_port_is_taken_is_tried_again(unit: Path, verb: list[str], tmp_path: Path) -> None:
+    small_store(tmp_path / "store").close()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "cld_stream", *verb, "--store", "store", "--port", str(port), "-q"]
+        environment = os.environ | {"PYTHONPATH": str(UNITS.parents[1])}
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    assert ended.returncode not in (0, *(int(c) for c in said(unit, "RestartPreventExitStatus")[0].split()))
+    (line,) = ended.stderr.splitlines()
+    assert f"ops.port {port} on 127.0.0.1: something else listens there" in line
 
 
 @pytest.mark.parametrize("verb", [["ingest", "--watch", "."], ["train", "--device", "cpu"]])

@@ -40,6 +40,7 @@ class Life:
         state, numbers: as of the last beat that was written down.
 
     Raises (on entering):
+        PortTakenError: something else listens on the port.
         UsageError: the port cannot be had.
     """
 

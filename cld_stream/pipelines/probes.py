@@ -1,5 +1,6 @@
 """`/healthz`, `/readyz` and `/metrics` of a running ingest or train, from a thread of their own."""
 
+import errno
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from cld_stream.config import OpsSettings
-from cld_stream.errors import CldError, UsageError
+from cld_stream.errors import CldError, PortTakenError, UsageError
 from cld_stream.pipelines.status import Status, status_of
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def serve(life: "Life", settings: OpsSettings) -> Callable[[], None]:
     """Answer on the port from now on; gives the way to stop.
 
     Raises:
+        PortTakenError: something else listens there.
         UsageError: the port or the address cannot be had.
     """
     registry = CollectorRegistry()
@@ -136,9 +138,13 @@ def serve(life: "Life", settings: OpsSettings) -> Callable[[], None]:
             settings.address, settings.port, _app(life, make_wsgi_app(registry)), _Server, handler_class=_Handler
         )
     except OSError as e:
-        raise UsageError(
-            f"ops.port {settings.port} on {settings.address}: cannot listen there: {e.strerror}. Choose another --port."
-        ) from None
+        where = f"ops.port {settings.port} on {settings.address}"
+        if e.errno == errno.EADDRINUSE:
+            raise PortTakenError(
+                f"{where}: something else listens there; `ss -ltnp 'sport = :{settings.port}'` says what. "
+                "Stop it, or choose another --port."
+            ) from None
+        raise UsageError(f"{where}: cannot listen there: {e.strerror}. Choose another --port.") from None
     threading.Thread(target=server.serve_forever, name="probes", daemon=True).start()
 
     def stop() -> None:

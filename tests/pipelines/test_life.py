@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from cld_stream.config import OpsSettings
-from cld_stream.errors import UsageError
+from cld_stream.errors import PortTakenError, UsageError
 from cld_stream.pipelines import life
 from cld_stream.pipelines.extend import extend
 from cld_stream.pipelines.forget import forget
@@ -261,9 +261,15 @@ def test_a_port_in_use_is_one_clear_line_and_leaves_no_run(store: Store) -> None
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=f"{port}.*cannot listen"), Life(store, "train", OpsSettings(port=port)):
+        with pytest.raises(PortTakenError, match=f"{port}.*else listens"), Life(store, "train", OpsSettings(port=port)):
             pass
     assert store.catalog.runs() == []
+
+
+def test_an_address_that_is_not_of_this_machine_is_a_setting_that_is_wrong(store: Store) -> None:
+    settings = OpsSettings(port=free_port(), address="192.0.2.1")
+    with pytest.raises(UsageError, match=r"192\.0\.2\.1: cannot listen there"), Life(store, "train", settings):
+        pass
 
 
 def test_a_client_that_never_asks_blocks_nobody(store: Store) -> None:
