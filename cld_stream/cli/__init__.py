@@ -17,7 +17,7 @@ from cld_stream.cli.output import (
     fail,
     finish_answer,
     set_up_logging,
-    work_without_stderr,
+    work_without_readers,
 )
 from cld_stream.errors import CldError
 
@@ -72,7 +72,7 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     atexit.register(gc.freeze)  # else the interpreter goes through all of torch's objects to end: a second of CPU
-    work_without_stderr()
+    work_without_readers()
     escape_what_cannot_be_encoded()
     try:
         try:
@@ -91,9 +91,6 @@ def main() -> None:
         console.quiet = False
         fail("Ended at once, as asked. What was committed is safe; the same command goes on from there.")
         os._exit(130)
-    except BrokenPipeError:  # the reader of our stdout has gone, as `| head` does
-        sys.stdout = None
-        sys.exit(0)
     except OSError as e:  # not foreseen, and yet the system's fault and not ours
         if _debug:
             raise

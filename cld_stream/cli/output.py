@@ -32,20 +32,32 @@ def escape_what_cannot_be_encoded() -> None:
 
 
 class _Lossy(io.FileIO):
-    """A file that takes what it can: the rest is lost."""
+    """A file that takes what it can: what fails with `of` is lost."""
+
+    def __init__(self, fd: int, of: type[OSError]) -> None:
+        super().__init__(fd, "w", closefd=False)
+        self._of, self.lost, self.told = of, False, False
 
     def write(self, data: "ReadableBuffer", /) -> int:
         try:
             return super().write(data)
-        except OSError:
+        except self._of:
+            self.lost = True
             return memoryview(data).nbytes
 
 
-def work_without_stderr() -> None:
-    """What stderr does not take is lost and ends nothing: a full disk, a reader that has gone."""
+def work_without_readers() -> None:
+    """What stderr does not take is lost and ends nothing; so is an answer whose reader has gone, as `| head` does."""
     if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr is sys.__stderr__:
-        lossy = io.BufferedWriter(_Lossy(sys.stderr.fileno(), "w", closefd=False))
-        sys.stderr = io.TextIOWrapper(lossy, sys.stderr.encoding, sys.stderr.errors, line_buffering=True)
+        sys.stderr = _lossy(sys.stderr, OSError)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
+        sys.stdout = _lossy(sys.stdout, BrokenPipeError)
+
+
+def _lossy(stream: io.TextIOWrapper, of: type[OSError]) -> io.TextIOWrapper:
+    at_once = stream.line_buffering or stream.write_through
+    raw = io.BufferedWriter(_Lossy(stream.fileno(), of))
+    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=at_once)
 
 
 def answer(text: str) -> None:
@@ -62,7 +74,7 @@ def answer_line(value: Any, *, may_be_lost: bool = False) -> None:
     """Print one of many answers to stdout as JSON in a line, at once.
 
     Args:
-        may_be_lost: on a full disk it is printed later, or not at all.
+        may_be_lost: on a full disk it is printed later, or not at all; that its reader has gone is said once.
     """
     try:
         answer(json.dumps(_plain(value), default=str))
@@ -70,6 +82,10 @@ def answer_line(value: Any, *, may_be_lost: bool = False) -> None:
     except OSError as error:
         if not may_be_lost or error.errno not in FULL:
             raise
+    raw = getattr(sys.stdout.buffer, "raw", None)
+    if may_be_lost and isinstance(raw, _Lossy) and raw.lost and not raw.told:
+        raw.told = True
+        logging.getLogger("cld_stream.cli").warning("the reader of stdout has gone: it goes on, and its lines are lost")
 
 
 def finish_answer() -> None:

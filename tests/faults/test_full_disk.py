@@ -293,6 +293,50 @@ def test_an_answer_that_finds_no_room_is_one_line(tmp_path: Path) -> None:
         assert "No space left" in ended.stderr
 
 
+@pytest.fixture
+def nobody_reads() -> Iterator[int]:
+    """A pipe to write to whose reader has gone."""
+    read, write = os.pipe()
+    os.close(read)
+    yield write
+    os.close(write)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_answer_whose_reader_has_gone_ends_quietly(whole: Path, nobody_reads: int, unbuffered: str) -> None:
+    """As `| head` does: a line, a table, JSON, help."""
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered, "CLD_STREAM_STORE": str(whole)}
+    for words in ("--version", "--help", "status", "snapshots", "query --frame 0 -k 30 --json"):
+        command = [sys.executable, "-m", "cld_stream", *words.split()]
+        ended = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=nobody_reads, stderr=subprocess.PIPE, text=True, timeout=100
+        )
+        assert (ended.returncode, ended.stderr) == (0, ""), words
+
+
+def test_a_watch_whose_reader_has_gone_goes_on_and_says_so_once(tmp_path: Path, nobody_reads: int) -> None:
+    media, store = tmp_path / "media", tmp_path / "store"
+    photograph(media / "a.png")
+    command = [sys.executable, "-m", "cld_stream", "-q", "ingest", "--watch", "--json", "--store", str(store)]
+    flags = ["ingest.workers=1", "ingest.settle_s=0.2", "ingest.poll_s=0.1", "ingest.commit_s=0.1"]
+    with subprocess.Popen(
+        [*command, str(media), *(word for flag in flags for word in ("--set", flag))],
+        cwd=ROOT, stdout=nobody_reads, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            until(lambda: (store / "store.json").exists() and "a.png" in ledger(store), 20)
+            photograph(media / "b.png", seed=1)
+            until(lambda: process.poll() is not None or "b.png" in ledger(store))
+            assert process.poll() is None
+            process.terminate()
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0, said
+    (line,) = said.splitlines()
+    assert line.endswith("the reader of stdout has gone: it goes on, and its lines are lost")
+
+
 def test_a_full_disk_answers_queries(disk: Disk) -> None:
     with small_store(disk.path / "store") as store:
         publish(store, ENCODER, weights(), step=1, settings=PublishSettings(groups=4))
