@@ -144,7 +144,7 @@ class _AsJson(logging.Formatter):
 def set_up_logging(verbosity: int, *, debug: bool, as_json: bool = False) -> None:
     """Warnings by default; `-v` adds progress notes, `--debug` everything. A terminal gets colours.
 
-    As JSON, everything on stderr is a log line, what is else printed for a person too.
+    As JSON, everything on stderr is a log line, what is else printed for a person too, and the events of training.
     """
     level = logging.DEBUG if debug else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
     if as_json:
@@ -158,6 +158,7 @@ def set_up_logging(verbosity: int, *, debug: bool, as_json: bool = False) -> Non
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(_Harmless("%(asctime)s %(levelname)s %(message)s"))
+    handler.setLevel(min(level, logging.INFO) if as_json else level)  # below it loggers let more pass, for train.log
     log = logging.getLogger("cld_stream")
     log.handlers[:] = [handler]
     log.setLevel(level)
