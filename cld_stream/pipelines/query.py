@@ -161,10 +161,17 @@ def stored_feature(store: Store, searcher: Searcher, frame: int) -> tuple[Questi
     """
     if not 0 <= frame < store.catalog.next_id():
         raise StoreNotFoundError(f"{store.path}: no frame {frame}; ids run from 0 to {store.catalog.next_id() - 1}.")
-    rows, _ = store.catalog.known([frame])
-    if not len(rows):
-        raise StoreNotFoundError(f"{store.path}: frame {frame} was forgotten; its id is never used again.")
+    rows, dropped = store.catalog.known([frame])
+    if not len(rows):  # who was dropped is forgotten with the last snapshot that names it
+        raise StoreNotFoundError(
+            f"{store.path}: frame {frame} was forgotten, or dropped to stay within limits; its id is never used again."
+        )
     feature = searcher.feature(frame)
+    if feature is None and dropped[0]:
+        raise StoreNotFoundError(
+            f"{store.path}: frame {frame} was dropped to stay within limits, and has no features in this snapshot. "
+            "`cld-stream snapshots` shows older ones, for --snapshot."
+        )
     if feature is None:
         raise StoreNotFoundError(
             f"{store.path}: frame {frame} has no features in this snapshot yet. A running `cld-stream train` adds "

@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 import cld_stream
-from cld_stream.config import IngestSettings, Settings, load_settings
+from cld_stream.config import IngestSettings, PublishSettings, Settings, load_settings
 from cld_stream.errors import StoreNotFoundError
 from cld_stream.pipelines.extend import Extender
 from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.ingest import ingest
+from cld_stream.pipelines.publish import publish
 from cld_stream.pipelines.query import query
 from cld_stream.pipelines.restore import restore_learner
 from cld_stream.pipelines.retention import Retention
@@ -25,10 +26,10 @@ from cld_stream.pipelines.train import train
 from cld_stream.storage.check import check
 from cld_stream.storage.checkpoints import buffered_ids
 from cld_stream.storage.rebuild import rebuild_catalog
-from cld_stream.storage.snapshots import named_ids
+from cld_stream.storage.snapshots import named_ids, remove_snapshot
 from cld_stream.storage.store import Store
 from tests.pipelines.footage import photograph
-from tests.pipelines.published import Published, add_video, published
+from tests.pipelines.published import ENCODER, Published, add_video, published
 from tests.pipelines.test_train import SMALL, grow
 
 
@@ -208,12 +209,25 @@ def test_what_no_snapshot_names_is_not_remembered(dropped: Published) -> None:
     add_video(store, "/media/late.mp4", 9)
     assert keep(store, max_frames=30) > 0
     assert len(store.catalog.dropped(np.arange(100))) > 12  # the snapshot names all of them
-    from cld_stream.storage.snapshots import remove_snapshot
-
     store.catalog.drop_snapshot(dropped.snapshot.id)
     remove_snapshot(store.path, dropped.snapshot.id)
     assert keep(store, max_frames=10) > 0
     assert len(store.catalog.dropped(np.arange(100))) == 0
+
+
+def test_asking_by_a_dropped_frame_says_that_it_was_dropped(dropped: Published) -> None:
+    path = dropped.store.path
+    newer = publish(dropped.store, ENCODER, dropped.weights, step=2, settings=PublishSettings(groups=4))
+    with pytest.raises(StoreNotFoundError, match="frame 3 was dropped to stay within limits, and has no features"):
+        query(path, frame=3)
+    assert query(path, frame=3, snapshot=dropped.snapshot.id).hits[0].frame == 3
+    dropped.store.catalog.drop_snapshot(dropped.snapshot.id)
+    remove_snapshot(path, dropped.snapshot.id)
+    assert keep(dropped.store, max_frames=20) > 0
+    with pytest.raises(StoreNotFoundError, match="frame 3 was forgotten, or dropped to stay within limits"):
+        query(path, frame=3)
+    assert newer is not None
+    assert query(path, frame=30).snapshot == newer.id
 
 
 def test_joined_segments_keep_the_features_of_dropped_frames(tmp_path: Path) -> None:
