@@ -53,6 +53,7 @@ def ingest(
         from cld_stream.config import load_settings
         from cld_stream.pipelines.ingest import ingest as run
         from cld_stream.pipelines.ingest import require_shape
+        from cld_stream.pipelines.report import IngestReport, WatchReport
         from cld_stream.pipelines.watch import must_watch
 
         flags = {
@@ -68,6 +69,10 @@ def ingest(
             raise UsageError("--dry-run and --strict are for a run that ends: leave them out, or --watch and cameras.")
         if stop():
             console.print("Stopped before anything was read.")
+            if json and watches:
+                answer_line(WatchReport(str(store)).as_dict())
+            elif json:
+                answer_json(IngestReport(str(store), stopped=True, dry_run=dry_run, strict=strict).as_dict())
             return
         if watches:
             _watch(store, paths, settings, stop, retry_broken=retry_broken, json=json)

@@ -1,5 +1,6 @@
 """`cld-stream train`: the daemon."""
 
+from dataclasses import fields
 from typing import Annotated
 
 import typer
@@ -41,6 +42,7 @@ def train(
     with StopSignals() as stop:  # the imports take seconds
         from cld_stream.cli.progress import TrainDisplay, print_train_summary
         from cld_stream.pipelines.device import choose_device
+        from cld_stream.pipelines.metrics import TrainReport
         from cld_stream.pipelines.train import STREAM, train_settings
         from cld_stream.pipelines.train import train as run
 
@@ -50,6 +52,8 @@ def train(
         settings = train_settings(chosen, config, [*(set or []), *given], recipe=recipe, store_path=store)
         if stop():
             console.print("Stopped before training began.")
+            if json:  # what nobody has looked at is null
+                answer_json(dict.fromkeys(f.name for f in fields(TrainReport)) | {"steps": 0, "seconds": 0.0})
             return
         if chosen == "cpu" and not recipe:
             of = f"{settings.encoder.backbone}, width {settings.encoder.width:g}, {settings.encoder.crop} px"

@@ -1,15 +1,19 @@
 """A signal ends every command in order, however early it comes."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from cld_stream.cli.stopping import StopSignals
+from cld_stream.pipelines.metrics import TrainReport
+from cld_stream.pipelines.report import IngestReport, WatchReport
 from cld_stream.pipelines.status import status
 from tests.faults.faulty import ROOT, holding_the_catalog
 from tests.pipelines.footage import photograph
@@ -25,25 +29,48 @@ def catches(pid: int, number: int) -> bool:
     return False
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(
-    ("arguments", "last"),
-    [
-        (["train", "--store", "none"], "Stopped before training began."),
-        (["ingest", ".", "--store", "none"], "Stopped before anything was read."),
-    ],
-)
-def test_a_command_that_is_stopped_while_it_loads_ends_well(arguments: list[str], last: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cld_stream", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as loading:
+def stopped_while_it_loads(at: Path, *arguments: str) -> tuple[str, str]:
+    """What a command says on stdout and stderr."""
+    command = [sys.executable, "-m", "cld_stream", *arguments, "--store", "none"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=at, env=environment
+    ) as loading:
         while not catches(loading.pid, signal.SIGTERM):  # before what takes time to load is there
             assert loading.poll() is None
             time.sleep(0.005)
         os.kill(loading.pid, signal.SIGTERM)
         out, err = loading.communicate(timeout=100)
-    assert (loading.returncode, out) == (0, ""), err
-    assert err.splitlines()[-1] == last
-    assert not (tmp_path / "none").exists()
+    assert loading.returncode == 0, err
+    assert not (at / "none").exists()
+    return out, err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("arguments", "last"),
+    [(["train"], "Stopped before training began."), (["ingest", "."], "Stopped before anything was read.")],
+)
+def test_a_command_that_is_stopped_while_it_loads_ends_well(arguments: list[str], last: str, tmp_path: Path) -> None:
+    out, err = stopped_while_it_loads(tmp_path, *arguments)
+    assert (out, err.splitlines()[-1]) == ("", last)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("arguments", "report", "known"),
+    [
+        (["train"], TrainReport, {"steps": 0, "step": None, "seconds": 0.0}),
+        (["ingest", "."], IngestReport, {"store": "none", "frames": 0, "stopped": True, "counts": {}}),
+        (["ingest", ".", "--watch"], WatchReport, {"event": "end", "store": "none", "frames": 0}),
+    ],
+)
+def test_a_command_that_is_stopped_while_it_loads_answers_as_json(
+    arguments: list[str], report: type, known: dict[str, object], tmp_path: Path
+) -> None:
+    answer = json.loads(stopped_while_it_loads(tmp_path, *arguments, "--json")[0])
+    assert known.items() <= answer.items()
+    assert {f.name for f in fields(report)} <= answer.keys()
 
 
 @pytest.mark.parametrize("verb", ["ingest", "train"])
