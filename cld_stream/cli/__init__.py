@@ -66,7 +66,7 @@ def _flags_first(args: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Entry point of `cld-stream`. Exit codes: see `cld_stream.errors`."""
+    """Run the command that `sys.argv` says. Exit codes: see `cld_stream.errors`."""
     # threads of a step that wait for each other give the core up sooner: beside other work a step takes half or less
     # (benchmarks/results/step.md)
     if "OMP_WAIT_POLICY" not in os.environ:

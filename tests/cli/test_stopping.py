@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
@@ -71,6 +72,29 @@ def test_a_command_that_is_stopped_while_it_loads_answers_as_json(
     answer = json.loads(stopped_while_it_loads(tmp_path, *arguments, "--json")[0])
     assert known.items() <= answer.items()
     assert {f.name for f in fields(report)} <= answer.keys()
+
+
+def script() -> str:
+    """What the script `cld-stream` does."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, name = project["scripts"]["cld-stream"].split(":")
+    return f"import sys; from {module} import {name}; sys.exit({name}())"
+
+
+@pytest.mark.parametrize("program", [["-m", "cld_stream"], ["-c", script()]])
+@pytest.mark.parametrize("loaded", ["typer._click", "rich._log_render", "cld_stream.cli.output"])
+def test_ctrl_c_while_anything_loads_is_a_line_and_130(program: list[str], loaded: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", *program, "query", "--frame", "0", "--store", "none"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as loading:
+        assert loading.stderr is not None
+        while not loading.stderr.readline().rstrip().endswith(f" {loaded}"):
+            assert loading.poll() is None
+        loading.send_signal(signal.SIGINT)
+        _, err = loading.communicate(timeout=100)
+    (said,) = (line for line in err.splitlines() if not line.startswith("import time:"))
+    assert said.startswith("Ended at once, as asked.")
+    assert loading.returncode == 130
 
 
 @pytest.mark.parametrize("verb", ["ingest", "train"])
