@@ -97,6 +97,19 @@ def test_a_service_whose_port_is_taken_is_tried_again(unit: Path, verb: list[str
     assert f"ops.port {port} on 127.0.0.1: something else listens there" in line
 
 
+def test_who_the_container_works_as_is_said_where_folders_are_bound() -> None:
+    root = UNITS.parents[1]
+    (user,) = re.findall(r"useradd .*--uid (\d+)", (root / "Dockerfile").read_text())
+    for page in ("docs/operations.md", "compose.yaml"):
+        assert f"sudo chown -R {user} /mnt/drive/store" in (root / page).read_text()
+
+
+def test_what_a_capture_device_needs_is_said_in_the_unit_and_on_the_page() -> None:
+    needed = "SupplementaryGroups=video"
+    assert f"\n#{needed}\n" in INGEST.read_text()
+    assert needed in (UNITS.parents[1] / "docs" / "operations.md").read_text()
+
+
 @pytest.mark.parametrize("verb", [["ingest", "--watch", "."], ["train", "--device", "cpu"]])
 def test_a_container_that_watches_or_trains_is_healthy(verb: list[str], tmp_path: Path) -> None:
     image = (UNITS.parents[1] / "Dockerfile").read_text().replace("9464", str(free_port()))
