@@ -154,6 +154,19 @@ class Catalog(Published):
         with self.reading() as tx:
             return columns(tx.execute(query.order_by(schema.frames.c.id)).all())
 
+    def staying(self, start: int, stop: int) -> Frames:
+        """Rows of the live frames in [start, stop), but for those whose dropping or forgetting has begun."""
+        row, source, asked = schema.frames.c, schema.sources.c, select(schema.forgetting.c.source)
+        query = select(schema.frames).where(row.id >= start, row.id < stop)
+        if self.keeps_dropped():
+            begun = select(schema.dropped.c.id).where(schema.dropped.c.dropped_utc.is_(None))
+            query = query.where(row.id.not_in(begun))
+        with self.reading() as tx:
+            if tx.execute(asked).first() is not None:
+                doomed = select(source.id).where(source.id.in_(asked) | source.same_as.in_(asked))
+                query = query.where(row.source.not_in(doomed))
+            return columns(tx.execute(query.order_by(row.id)).all())
+
     def oldest_ids(self, count: int) -> NDArray[np.int64]:
         """Ids of the oldest live frames, ascending."""
         with self.reading() as tx:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cld_stream.errors import CorruptError, FormatTooNewError, StoreNotFoundError
+from cld_stream.errors import CldError, CorruptError, FormatTooNewError, StoreNotFoundError
 from cld_stream.storage.durable import (
     atomic_write_bytes,
     fsync_dir,
@@ -29,6 +29,7 @@ from cld_stream.storage.durable import (
 __all__ = [
     "Checkpoint",
     "buffered_ids",
+    "checkpoint_damage",
     "list_checkpoints",
     "load_checkpoint",
     "newest_meta",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 _FORMAT, _VERSION = "cld-stream.checkpoint", 1
+_LOOKS = 10
 _STATE, _META, _PIN = "state.safetensors", "meta.json", "pinned"
 
 
@@ -137,6 +139,25 @@ def load_checkpoint(store_path: Path, step: int | None = None) -> Checkpoint:
     raise CorruptError(" ".join([*damage, *([none_whole(store_path)] if step is None else [])]))
 
 
+def checkpoint_damage(store_path: Path, step: int) -> CldError | None:
+    """What is wrong with a checkpoint; one that is removed or saved anew while it is read is not damaged by that."""
+    place, damage = None, None
+    for _ in range(_LOOKS):
+        now = _place(store_path, step)
+        if now is None:
+            return None
+        if now == place:
+            return damage
+        place = now
+        try:
+            _read(now[0])
+        except CldError as e:
+            damage = e
+        else:
+            return None
+    return None
+
+
 def none_whole(store_path: Path) -> str:
     """What to do when every checkpoint is damaged."""
     folder = _folder(store_path)
@@ -209,6 +230,16 @@ def _directories(store_path: Path) -> dict[int, Path]:
         if re.fullmatch(r"\d{12}(\.old)?", path.name):  # "N.old" sorts after "N", so N wins
             found[int(path.name[:12])] = path
     return found
+
+
+def _place(store_path: Path, step: int) -> tuple[Path, int, int] | None:
+    """Where a checkpoint is, and what tells it from another one in the same place; None where there is none."""
+    path = _directories(store_path).get(step)
+    with suppress(FileNotFoundError):
+        if path is not None:
+            stat = path.stat()
+            return path, stat.st_ino, stat.st_mtime_ns
+    return None
 
 
 def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

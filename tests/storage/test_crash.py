@@ -106,6 +106,7 @@ def test_a_forget_killed_at_every_durable_step_is_completed_by_the_next_writer(
         ended = in_child("forget", path, steps)
         with Store.open(path) as store, store.reader(threads=1) as reader:
             begun = store.catalog.live_ids()[0] != 0 or reader.jpegs([0]) == [b""]
+            assert check(store) == [], f"killed at step {steps}"  # what is begun is no damage
             with store.writer("next"):
                 pass
             got = reader.jpegs(range(len(EXPECTED)))
@@ -130,6 +131,7 @@ def test_a_drop_killed_at_every_durable_step_is_completed_by_the_next_writer(mem
             seen = reader.jpegs(range(len(EXPECTED)))
             assert all(jpeg in (b"", whole) for jpeg, whole in zip(seen, EXPECTED, strict=True)), f"killed at {steps}"
             assert seen[DROPPED:] == EXPECTED[DROPPED:], f"killed at step {steps}"
+            assert check(store) == [], f"killed at step {steps}"  # what is begun is no damage
             with store.writer("next"):
                 pass
             assert reader.jpegs(range(DROPPED)) == ([b""] * DROPPED if begun else EXPECTED[:DROPPED])
