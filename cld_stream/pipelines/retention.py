@@ -5,8 +5,7 @@ import numpy as np
 from cld_stream.config import IngestSettings
 from cld_stream.errors import CorruptError
 from cld_stream.storage.checkpoints import buffered_ids
-from cld_stream.storage.retention import forget_unnamed
-from cld_stream.storage.shards import index_bytes
+from cld_stream.storage.retention import FrameBytes, forget_unnamed
 from cld_stream.storage.snapshots import named_ids
 from cld_stream.storage.store import Store
 from cld_stream.storage.writer import Writer
@@ -30,6 +29,7 @@ class Retention:
     def __init__(self, store: Store, writer: Writer, settings: IngestSettings) -> None:
         self._store, self._writer = store, writer
         self._max_frames, self._max_bytes = settings.max_frames, settings.max_gb * _GB
+        self._bytes = FrameBytes(store.path, store.header, store.catalog)
         self.dropped = 0
 
     @property
@@ -64,15 +64,10 @@ class Retention:
         excess = 0
         if self._max_frames and frames > self._max_frames:
             excess = frames - self._max_frames + min(shard, self._max_frames // _SHARE)
-        if self._max_bytes and frames and (taken := self._bytes()) > self._max_bytes:
+        if self._max_bytes and frames and (taken := self._bytes.count()) > self._max_bytes:
             lump = min(shard * taken / frames, self._max_bytes / _SHARE)
             excess = max(excess, round((taken - self._max_bytes + lump) * frames / taken), 1)
         return excess
-
-    def _bytes(self) -> int:
-        """What the frames take; without the indexes of shards, which stay when a shard is emptied."""
-        totals, shard = self._store.catalog.totals(), self._store.header.shard_frames
-        return totals.bytes - totals.sealed // shard * index_bytes(shard)
 
     def _drop(self, excess: int) -> int:
         catalog = self._store.catalog

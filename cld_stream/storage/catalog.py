@@ -16,6 +16,7 @@ from cld_stream.storage.shards import ArrayState
 
 __all__ = ["Catalog"]
 
+_TAIL_BYTES = select(func.coalesce(func.sum(func.length(schema.tail.c.jpeg)), 0))
 _DIGITS = 18  # of an id, at most: SQLite's numbers are below 2**63
 
 
@@ -119,16 +120,21 @@ class Catalog(Published):
         with self.reading() as tx:
             outcomes = {str(name or ""): int(n) for name, n in tx.execute(query)}
             now = tx.execute(select(schema.state)).mappings().one()
-            in_tail = tx.execute(select(func.sum(func.length(schema.tail.c.jpeg)))).scalar_one()
+            in_tail = int(tx.execute(_TAIL_BYTES).scalar_one())
         shards = (self.path.parent / "frames" / "c").glob("[0-9]*")
         return Totals(
             outcomes=outcomes,
             sources=sum(outcomes.values()),
             frames=now["frames"],
-            bytes=int(in_tail or 0) + sum(file.stat().st_size for file in shards),
+            bytes=in_tail + sum(file.stat().st_size for file in shards),
             next_id=now["next_id"],
             sealed=now["sealed"],
         )
+
+    def tail_bytes(self) -> int:
+        """What the pictures in the tail take."""
+        with self.reading() as tx:
+            return int(tx.execute(_TAIL_BYTES).scalar_one())
 
     def live_ids(self, start: int = 0, stop: int | None = None, source: int | None = None) -> NDArray[np.int64]:
         """Ids of live frames in [start, stop), ascending; of one source only when it is given."""

@@ -2,6 +2,7 @@
 them. Every step may be repeated after a crash."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from cld_stream.storage import schema
 from cld_stream.storage.catalog import Catalog
 from cld_stream.storage.database import among
 from cld_stream.storage.header import Header
-from cld_stream.storage.shards import ArrayState, empty_elements, write_array_state
+from cld_stream.storage.shards import ArrayState, empty_elements, index_bytes, shard_key, write_array_state
 from cld_stream.storage.sidecars import (
     catalog_sidecar,
     mended_sidecar,
@@ -21,7 +22,7 @@ from cld_stream.storage.sidecars import (
     write_sidecar,
 )
 
-__all__ = ["begin_dropping", "complete_dropping", "forget_unnamed"]
+__all__ = ["FrameBytes", "begin_dropping", "complete_dropping", "forget_unnamed"]
 
 
 def begin_dropping(catalog: Catalog, ids: NDArray[np.int64]) -> None:
@@ -80,3 +81,39 @@ def forget_unnamed(catalog: Catalog, named: NDArray[np.int64]) -> int:
     with catalog.writing() as tx:
         tx.execute(delete(schema.dropped).where(among(schema.dropped.c.id, unnamed)))
     return len(unnamed)
+
+
+class FrameBytes:
+    """What the frames take on disk, without the indexes of shards, which stay when a shard is emptied.
+
+    For the process that has the writer lock: nobody else adds or drops frames. So it looks again only when the catalog
+    says that frames came or went, and then only at what may have changed: the tail, new shards and, after a drop, those
+    that are not empty yet.
+    """
+
+    def __init__(self, path: Path, header: Header, catalog: Catalog) -> None:
+        self._root, self._size, self._catalog = path / "frames", header.shard_frames, catalog
+        self._next_id, self._array = 0, ArrayState(0, 0)
+        self._shards = dict[int, int]()  # bytes by shard, of those that are not empty
+        self._tail = 0
+
+    def count(self) -> int:
+        """Bytes, as of the last commit."""
+        next_id, array = self._catalog.next_id(), self._catalog.array_state()
+        if (next_id, array) != (self._next_id, self._array):
+            new = range(self._array.sealed // self._size, array.sealed // self._size)
+            if array.generation != self._array.generation:
+                self._look_at([*self._shards])
+            self._look_at(new)
+            self._tail = self._catalog.tail_bytes()
+            self._next_id, self._array = next_id, array
+        return self._tail + sum(self._shards.values())
+
+    def _look_at(self, shards: Iterable[int]) -> None:
+        for shard in shards:
+            file = self._root / shard_key(shard)
+            held = file.stat().st_size - index_bytes(self._size) if file.exists() else 0
+            if held > 0:
+                self._shards[shard] = held
+            else:
+                self._shards.pop(shard, None)

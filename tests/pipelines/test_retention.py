@@ -1,9 +1,10 @@
 """A store within limits: the oldest frames go, the buffer's stay, and snapshots go on answering."""
 
 import json
+import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 import cld_stream
-from cld_stream.config import IngestSettings, PublishSettings, Settings, load_settings
+from cld_stream.config import IngestSettings, PublishSettings, Settings, StoreSettings, load_settings
 from cld_stream.errors import StoreNotFoundError
 from cld_stream.pipelines.extend import Extender
 from cld_stream.pipelines.forget import forget
@@ -31,6 +32,7 @@ from cld_stream.storage.store import Store
 from tests.pipelines.footage import photograph
 from tests.pipelines.published import ENCODER, Published, add_video, published
 from tests.pipelines.test_train import SMALL, grow
+from tests.storage.pictures import new_source, picture
 
 
 def limited(**limits: float) -> Settings:
@@ -79,6 +81,46 @@ def test_a_limit_in_bytes_holds(tmp_path: Path) -> None:
         assert keep(store, max_gb=before / 2e9) > 0
         assert 0 < store.catalog.totals().bytes <= before / 2 + 3 * 260  # three shard indexes are not counted
         assert store.catalog.live_ids()[-1] == store.catalog.next_id() - 1
+
+
+def sqlite_steps(store: Store, work: Callable[[], object]) -> int:
+    """Instructions that SQLite executes."""
+    steps = 0
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    with store.catalog.reading() as tx:
+        raw = tx.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+    raw.set_progress_handler(step, 1)
+    work()
+    raw.set_progress_handler(None, 1)
+    assert steps
+    return steps
+
+
+def test_a_limit_costs_no_more_with_many_sources_than_with_few(tmp_path: Path) -> None:
+    idle, busy = [], []
+    for sources in (20, 2000):
+        path = tmp_path / f"{sources}"
+        with Store.create(path, StoreSettings(size=16, shard_frames=4)) as store, store.writer("test") as writer:
+            for number in range(sources):
+                source = new_source(writer, f"/v/{number}")
+                if number < 10:
+                    writer.append(source, [picture(source, 0)], None)
+            writer.commit()
+            retention = Retention(store, writer, IngestSettings(max_frames=1000, max_gb=1))
+            retention.enforce()
+            idle.append(sqlite_steps(store, retention.enforce))
+            writer.append(source, [picture(source, 0)], None)
+            writer.commit()
+            busy.append(sqlite_steps(store, retention.enforce))
+    assert idle[0] == idle[1]
+    assert busy[0] == busy[1]
+    assert idle[0] < busy[0]
 
 
 def test_what_the_buffer_holds_stays_and_a_limit_below_it_says_so(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from cld_stream.config import StoreSettings
 from cld_stream.storage.check import check
 from cld_stream.storage.rebuild import rebuild_catalog
-from cld_stream.storage.retention import forget_unnamed
+from cld_stream.storage.retention import FrameBytes, forget_unnamed
 from cld_stream.storage.schema import Outcome
+from cld_stream.storage.shards import index_bytes
 from cld_stream.storage.store import Store
 from tests.storage.pictures import jpeg, new_source, picture
 from tests.storage.test_frames import as_zarr_reads
@@ -126,12 +127,29 @@ def test_a_store_of_the_first_release_can_drop(tmp_path: Path) -> None:
         assert check(store) == []
 
 
+def test_files_are_looked_at_only_once_frames_came_or_went_and_empty_ones_never_again(tmp_path: Path) -> None:
+    with made(tmp_path / "s", 11) as store, store.writer("t") as writer:
+        taken = FrameBytes(store.path, store.header, store.catalog)
+        before = taken.count()
+        shards = store.path / "frames" / "c"
+        shards.rename(tmp_path / "aside")
+        assert taken.count() == before
+        (tmp_path / "aside").rename(shards)
+        writer.drop(np.arange(4))
+        less = taken.count()
+        assert 0 < less < before
+        (shards / "0").write_bytes(bytes(9999))
+        writer.drop(np.arange(4, 6))
+        assert 0 < taken.count() < less
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 5), st.sets(st.integers(0, 30), max_size=8)), min_size=1, max_size=6))
 def test_any_mix_of_adding_and_dropping_equals_a_dictionary(tmp_path_factory: pytest.TempPathFactory, plan) -> None:  # type: ignore[no-untyped-def]
     model: dict[int, bytes] = {}
     path = tmp_path_factory.mktemp("mix") / "s"
     with Store.create(path, StoreSettings(size=16, shard_frames=4)) as store, store.reader(threads=1) as reader:
+        taken = FrameBytes(path, store.header, store.catalog)
         for count, drop in plan:
             with store.writer("t") as writer:
                 source = new_source(writer, f"/v/{writer.next_id}")
@@ -143,6 +161,8 @@ def test_any_mix_of_adding_and_dropping_equals_a_dictionary(tmp_path_factory: py
                 assert writer.drop(gone) == len(gone)
             for id_ in gone.tolist():
                 del model[id_]
+            totals = store.catalog.totals()
+            assert taken.count() == totals.bytes - totals.sealed // 4 * index_bytes(4)
             everything = range(store.catalog.next_id())
             assert reader.jpegs(everything) == [model.get(id_, b"") for id_ in everything]
             assert store.catalog.live_ids().tolist() == sorted(model)
