@@ -1,6 +1,7 @@
 """Live displays on a terminal, plain log lines otherwise."""
 
 import math
+import sys
 import time
 from collections import Counter
 from datetime import timedelta
@@ -34,7 +35,9 @@ class _Display:
     """A panel that is redrawn in place; without a terminal, a line every ten seconds."""
 
     def __init__(self) -> None:
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        one_screen = sys.stdout.isatty()  # else the lines of an answer would go to the terminal, not to the pipe
+        live = Live(console=console, refresh_per_second=4, transient=True, redirect_stdout=one_screen)
+        self._live = live if console.is_terminal else None
         self._line_due = time.monotonic() + _LINE_EVERY_S
 
     def __enter__(self) -> Self:
