@@ -324,7 +324,7 @@ def test_a_watch_whose_reader_has_gone_goes_on_and_says_so_once(tmp_path: Path, 
         cwd=ROOT, stdout=nobody_reads, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         try:
-            until(lambda: (store / "store.json").exists() and "a.png" in ledger(store), 20)
+            until(lambda: (store / "store.json").exists() and "a.png" in ledger(store))
             photograph(media / "b.png", seed=1)
             until(lambda: process.poll() is not None or "b.png" in ledger(store))
             assert process.poll() is None
