@@ -86,7 +86,10 @@ def script() -> str:
 def test_ctrl_c_while_anything_loads_is_a_line_and_130(program: list[str], loaded: str, tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", *program, "query", "--frame", "0", "--store", "none"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as loading:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it for what it sends behind
+    ) as loading:  # fmt: skip
         assert loading.stderr is not None
         while not loading.stderr.readline().rstrip().endswith(f" {loaded}"):
             assert loading.poll() is None

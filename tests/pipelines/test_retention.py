@@ -169,15 +169,17 @@ def test_training_goes_on_while_frames_are_dropped_and_forgotten_under_it(tmp_pa
                 assert len(query(tmp_path, frame=newest, k=5).hits) == 5
 
     workers = [guarded(lambda: train(tmp_path, settings, stop=done.is_set)), guarded(ask)]
-    for _ in range(4):
-        source = grow(tmp_path, 40, settings)
-        with Store.open(tmp_path) as store:
-            keep(store, max_frames=90)
-        time.sleep(0.3)
-        forget(tmp_path, str(source))
-    done.set()
-    for worker in workers:
-        worker.join()
+    try:
+        for _ in range(4):
+            source = grow(tmp_path, 40, settings)
+            with Store.open(tmp_path) as store:
+                keep(store, max_frames=90)
+            time.sleep(0.3)
+            forget(tmp_path, str(source))
+    finally:
+        done.set()
+        for worker in workers:
+            worker.join()
     for failure in failures:
         raise failure
     with Store.open(tmp_path) as store:
