@@ -19,7 +19,13 @@ from cld_stream.search.cluster import nearest_group, spherical_kmeans
 from cld_stream.storage.frames import FrameReader
 from cld_stream.storage.lock import FileLock
 from cld_stream.storage.snapshot_builder import SnapshotBuilder, encoder_hash
-from cld_stream.storage.snapshots import Snapshot, drop_features, remove_snapshot, snapshots_folder
+from cld_stream.storage.snapshots import (
+    Snapshot,
+    changing_features,
+    drop_features,
+    remove_snapshot,
+    snapshots_folder,
+)
 from cld_stream.storage.store import Store
 
 __all__ = ["Publication", "drop_gone", "embed_frames", "passed_over", "publish"]
@@ -165,8 +171,9 @@ class Publication:
         seen = (ids >= 0) & self._builder.features("instance").any(1)  # zeros: the picture could not be read
         centroids = spherical_kmeans(vectors[seen], self._settings.groups)
         labels = np.where(seen, nearest_group(vectors, centroids), -1).astype(np.int32)
-        self._builder.leave_out(ids[~seen])  # rows of -1 too: their features may have come after they were forgotten
-        snapshot = self._builder.finish(centroids, labels)
+        with changing_features(self._store.path):
+            self._builder.leave_out(ids[~seen])  # of -1 too: their features may have come after they were forgotten
+            snapshot = self._builder.finish(centroids, labels)
         drop_gone(self._store, snapshot.ids)
         self._store.catalog.add_snapshot(snapshot.row())
         prune_snapshots(self._store, self._settings.keep)

@@ -27,19 +27,20 @@ class FileLock:
         path: the lock file; made when absent, never deleted.
         role: what the holder does, for the message: `writer`, `trainer`.
         command: how the holder was started; the process' own argv when empty.
+        wait: until the other one is done, however long that takes.
     """
 
-    def __init__(self, path: Path, role: str, command: str = "") -> None:
-        self.path = path
+    def __init__(self, path: Path, role: str, command: str = "", *, wait: bool = False) -> None:
+        self.path, self._wait = path, wait
         self.role = role
         self.command = command or " ".join(sys.argv)
         self._fd: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock without waiting.
+        """Take the lock.
 
         Raises:
-            LockHeldError: another process (or another lock object of this one) has it.
+            LockHeldError: another process (or another lock object of this one) has it, and this one does not wait.
             StoreError: the file system cannot lock, the store cannot be written, or a link in it leads elsewhere.
         """
         refuse_links(self.path.parent)
@@ -51,7 +52,7 @@ class FileLock:
                 "Adding or training needs a store that can be written."
             ) from None
         try:
-            _flock(fd)
+            _flock(fd, wait=self._wait)
         except BlockingIOError:
             holder = _in_words(_content(fd))
             os.close(fd)
@@ -134,7 +135,9 @@ def refuse_links(folder: Path) -> None:
                     pending.append(entry.path)
 
 
-def _flock(fd: int) -> None:
+def _flock(fd: int, *, wait: bool) -> None:
+    if wait:
+        return fcntl.flock(fd, fcntl.LOCK_EX)
     for left in reversed(range(_TRIES)):
         try:
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

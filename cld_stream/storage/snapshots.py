@@ -14,6 +14,7 @@ from cld_stream.errors import CorruptError, FormatTooNewError, StoreNotFoundErro
 from cld_stream.storage.durable import (
     remove_dir,
 )
+from cld_stream.storage.lock import FileLock
 from cld_stream.storage.schema import SnapshotRow
 from cld_stream.storage.segments import (
     FeatureSegment,
@@ -32,6 +33,7 @@ __all__ = [
     "VERSION",
     "WEIGHTS",
     "Snapshot",
+    "changing_features",
     "drop_features",
     "named_ids",
     "read_manifest",
@@ -193,6 +195,8 @@ def remove_snapshot(store_path: Path, id: str) -> None:  # noqa: A002
 def drop_features(store: Store, ids: NDArray[np.int64], on_damage: Callable[[CorruptError], None] | None = None) -> int:
     """Remove the features of frames from every snapshot, finished or not, for good.
 
+    Two at a time would undo each other where they change the same chunk, so one waits for the other.
+
     Call it before and after the frames leave the catalog: before, so that a kill in between leaves none
     behind; after, for what was being embedded meanwhile. It may be repeated.
 
@@ -204,19 +208,25 @@ def drop_features(store: Store, ids: NDArray[np.int64], on_damage: Callable[[Cor
         Rows that were removed.
     """
     removed = 0
-    for path in snapshot_directories(store.path, unfinished=True):
-        name = path.name.removeprefix(".").removesuffix(".tmp")
-        try:
-            for attempt in (path, path.with_name(name)):
-                removed += drop_from_segments(attempt / "segments", ids)
-                if attempt.exists():  # else it was finished, and got its name, meanwhile
-                    break
-        except CorruptError as error:
-            if on_damage is not None:
-                store.catalog.drop_snapshot(name)
-                remove_dir(path)
-                on_damage(error)
+    with changing_features(store.path):
+        for path in snapshot_directories(store.path, unfinished=True):
+            name = path.name.removeprefix(".").removesuffix(".tmp")
+            try:
+                for attempt in (path, path.with_name(name)):
+                    removed += drop_from_segments(attempt / "segments", ids)
+                    if attempt.exists():  # else it was finished, and got its name, meanwhile
+                        break
+            except CorruptError as error:
+                if on_damage is not None:
+                    store.catalog.drop_snapshot(name)
+                    remove_dir(path)
+                    on_damage(error)
     return removed
+
+
+def changing_features(store_path: Path) -> FileLock:
+    """Held by who changes features that are there already; it waits for another who does."""
+    return FileLock(store_path / "features.lock", "process that changes features", wait=True)
 
 
 def snapshot_directories(store_path: Path, unfinished: bool = False) -> list[Path]:

@@ -1,6 +1,7 @@
 """Snapshots on disk: readable by zarr, resumable, honest about damage."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cld_stream.config import StoreSettings
 from cld_stream.errors import CorruptError, FormatTooNewError, StoreNotFoundError
 from cld_stream.storage import vectors
 from cld_stream.storage.segments import list_segments, merge_segments, segment_name, write_segment
 from cld_stream.storage.snapshot_builder import SnapshotBuilder, encoder_hash
-from cld_stream.storage.snapshots import Snapshot, snapshot_rows
+from cld_stream.storage.snapshots import Snapshot, drop_features, snapshot_rows
+from cld_stream.storage.store import Store
 from cld_stream.storage.vectors import VectorArray
 
 MANIFEST = {"created_utc": 1.5, "step": 3, "encoder": {"sha256": "abc", "settings": {}}, "info": {"note": "x"}}
@@ -53,6 +56,20 @@ def test_zarr_reads_what_we_write(
         array.overwrite(np.unique(wanted), -1)
         data[wanted] = -1
         np.testing.assert_array_equal(zarr.open_array(str(path / "x"), mode="r")[:], data)
+
+
+def test_two_that_forget_at_once_undo_nothing_of_each_other(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "s", StoreSettings(size=16, shard_frames=4)) as store:
+        made = build(store.path, rows=200)
+        with ThreadPoolExecutor(2) as pool:
+            for frames in zip(range(0, 200, 4), range(2, 200, 4), strict=True):
+                list(pool.map(lambda frame: drop_features(store, np.array([frame])), frames))
+        assert (made.ids[:100] == -1).all()
+        assert (made.ids[100:] == np.arange(200, 400, 2)).all()
+        for space in ("a", "b"):
+            features = made.features(space)[1]
+            assert not features[:100].any()
+            assert features[100:].any(1).all()
 
 
 def test_what_is_built_is_read_back(tmp_path: Path) -> None:
