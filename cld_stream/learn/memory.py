@@ -2,16 +2,13 @@
 
 import ctypes
 
-__all__ = ["give_freed_memory_back", "keep_freed_memory", "share_arenas"]
+__all__ = ["give_freed_memory_back", "keep_freed_memory"]
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 """Numbers of glibc's malloc.h."""
 
 _DEFAULT = 128 << 10
 """What glibc begins with, for all three [bytes]."""
-
-_ARENAS = 2
-"""Places from which all threads take memory."""
 
 _KEPT, _AHEAD, _PIECE = 1 << 30, 64 << 20, 32 << 20
 """Most memory that lies idle; what is fetched at a time; the largest piece for which one may ask this [bytes]."""
@@ -35,21 +32,8 @@ def give_freed_memory_back() -> None:
         trim(0)
 
 
-def share_arenas() -> None:
-    """Let all threads take memory from two places, from now on.
-
-    Otherwise each thread that finds those in use gets one more, up to eight a core, which keeps the most that it ever
-    held: in a process that runs for weeks rare coincidences would add up.
-    """
-    _options((_M_ARENA_MAX, _ARENAS))
-
-
 def _set(piece: int, kept: int, ahead: int) -> None:
-    _options((_M_MMAP_THRESHOLD, piece), (_M_TRIM_THRESHOLD, kept), (_M_TOP_PAD, ahead))
-
-
-def _options(*wanted: tuple[int, int]) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for option, value in wanted:
+        for option, value in ((_M_MMAP_THRESHOLD, piece), (_M_TRIM_THRESHOLD, kept), (_M_TOP_PAD, ahead)):
             mallopt(option, value)

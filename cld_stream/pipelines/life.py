@@ -13,7 +13,6 @@ from typing import Literal, Self
 
 from cld_stream.config import OpsSettings
 from cld_stream.errors import StoreBusyError, StoreError, StoreFullError
-from cld_stream.learn.memory import share_arenas
 from cld_stream.storage.store import Store
 
 __all__ = ["Life", "Numbers"]
@@ -75,7 +74,6 @@ class Life:
         return self.silent_s > self._settings.stalled_s
 
     def __enter__(self) -> Self:
-        share_arenas()
         if self._settings.port:
             from cld_stream.pipelines.probes import serve
 

@@ -36,32 +36,3 @@ def test_steps_take_the_memory_that_steps_before_them_freed_until_it_is_given_ba
     given_back = page_faults("given back")
     assert given_back > 200  # pages of 2 MB, perhaps
     assert page_faults("kept") < given_back / 10
-
-
-ARENAS = r"""
-import ctypes, threading
-from cld_stream.learn.memory import share_arenas
-libc = ctypes.CDLL(None)
-libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
-share_arenas()
-all_at_once = threading.Barrier(16)
-
-def take():
-    all_at_once.wait()
-    for _ in range(1000):
-        libc.free(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(4096))))
-    all_at_once.wait()
-
-threads = [threading.Thread(target=take) for _ in range(16)]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
-file = libc.fopen(b"/dev/stdout", b"w")
-libc.malloc_info(0, ctypes.c_void_p(file))
-libc.fflush(ctypes.c_void_p(file))
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
-def test_many_threads_share_two_arenas() -> None:
-    said = subprocess.run([sys.executable, "-c", ARENAS], capture_output=True, text=True, check=True).stdout
-    assert 1 <= said.count("<heap nr=") <= 2
