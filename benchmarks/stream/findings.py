@@ -82,7 +82,7 @@ def staleness(groups: Groups) -> list[str]:
         rows.append(f"| {track} | {name} | {' | '.join(cells)} |")
     return told(
         "Recall of the query's class among the frames fed so far, f_I; stored = under the encoder that was published\n"
-        "(ten times a stream) when the frame came, query and re-encoded features under the newest. Mean over\n"
+        "(eleven times a stream) when the frame came, query and re-encoded features under the newest. Mean over\n"
         "the stream, percent.",
         ["track", "row", "R@1 re-encoded", "R@1 stored", "gap", "R@10 re-encoded", "R@10 stored", "gap"],
         rows,

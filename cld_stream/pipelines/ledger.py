@@ -282,8 +282,8 @@ class Ledger:
             return True
         try:
             status = entry.path.stat()
-        except OSError as error:
-            return not isinstance(error, FileNotFoundError)
+        except OSError:
+            return not gone(entry.path)
         return status.st_size == entry.stat.size and (
             status.st_ino == entry.stat.inode or status.st_mtime_ns == entry.stat.mtime_ns
         )
