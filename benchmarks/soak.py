@@ -2,8 +2,8 @@
 
     python -m benchmarks.soak --minutes 60 --write
 
-The processes and the files that come and go are those of `benchmarks.chaos`, without kills, and with a limit on frames.
-The store knows 5,000 files before, as one that has been at work for a while.
+The processes and the files that come and go are those of `benchmarks.chaos`, without kills, and with a limit on frames
+and on files: one goes whenever one comes. The store knows 5,000 files before, as one that has been at work for a while.
 Every second resident memory, open descriptors and threads of each process (workers included) and the trainer's lag are
 noted. Ingest and train are asked for their health and metrics five times a second: in an hour as often as in three days
 by a monitor that asks every quarter of a minute. A straight line through what comes after the warm-up has the slope
@@ -39,7 +39,7 @@ from tests.media.rtsp_server import free_port
 _RESULTS = Path(__file__).parent / "results"
 _BOUNDED = ("ingest.max_frames=400", "buffer.capacity=150")  # a store of a steady size, after three minutes
 _MEASURES = {"memory": "MB", "descriptors": "", "threads": ""}
-_KNOWN = 5_000  # files
+_KNOWN, _CHANGING = 5_000, 40  # files
 _ASKED_HZ = 5
 _MOST = {"memory": 4.0, "descriptors": 1.0, "threads": 1.0}  # an hour, beyond the interval
 
@@ -89,7 +89,7 @@ def watch(work: Path, minutes: float, seed: int) -> tuple[dict[str, NDArray[np.f
     probes = {name: free_port() for name in ("ingest", "train")}
     os.environ |= {f"CLD_STREAM_{name.upper()}_PORT": str(port) for name, port in probes.items()}
     answered, silent = set[str](), list[str]()
-    churn = Churn(work / "media", work / "kept", random.Random(seed))
+    churn = Churn(work / "media", work / "kept", random.Random(seed), _CHANGING)
     make(work / "media" / "before", _KNOWN, 1000)
     know(work / "store", work / "media" / "before", load_settings(overrides=SETTINGS).store)
     three = services(work, work / "store", work / "media", _BOUNDED)

@@ -12,6 +12,7 @@ __all__ = ["Churn", "clip"]
 
 _EVERY_S = 1.5
 _PIECES = 8
+_ADDED, _RENAMED, _REMOVED = 0.6, 0.15, 0.1  # of the times that something is due
 
 
 class Churn:
@@ -19,12 +20,15 @@ class Churn:
 
     A file's number stays in its name whatever becomes of it: `0012.mkv`, `0012-b.mkv`.
 
+    Args:
+        most: files beyond which one goes whenever one comes; None: the folder grows.
+
     Attributes:
         removed: numbers of the files that went; added, renamed, grown: how many.
     """
 
-    def __init__(self, media: Path, kept: Path, rng: random.Random, every_s: float = _EVERY_S) -> None:
-        self._media, self._kept, self._rng, self._every_s = media, kept, rng, every_s
+    def __init__(self, media: Path, kept: Path, rng: random.Random, most: int | None = None) -> None:
+        self._media, self._kept, self._rng, self._most = media, kept, rng, most
         self.removed: set[str] = set()
         self.added = self.renamed = self.grown = 0
         self._due, self._growing = 0.0, dict[Path, tuple[bytes, int]]()
@@ -36,15 +40,17 @@ class Churn:
         now = time.monotonic()
         if now < self._due:
             return
-        self._due = now + self._rng.uniform(0.3, 1.7) * self._every_s
+        self._due = now + self._rng.uniform(0.3, 1.7) * _EVERY_S
         for path, (data, at) in list(self._growing.items()):
             self._write_on(path, data, at)
         dice = self._rng.random()
-        if dice < 0.6:
+        if dice < _ADDED:
             self._add()
-        elif dice < 0.75:
+            if self._most is not None and self.added - len(self.removed) > self._most:
+                self._remove()
+        elif dice < _ADDED + _RENAMED:
             self._rename()
-        elif dice < 0.85:
+        elif dice < _ADDED + _RENAMED + _REMOVED:
             self._remove()
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""How the C library holds the memory that a step takes and frees."""
+"""How the C library holds memory that is taken and freed again and again."""
 
 import ctypes
 
@@ -25,7 +25,11 @@ def keep_freed_memory() -> None:
 
 
 def give_freed_memory_back() -> None:
-    """Let go of what lies idle, now and from now on: memory has run out, and others than malloc need some."""
+    """Let go of what lies idle, now and from now on; blocks of 128 kB and more are mapped apart, and leave no holes.
+
+    For a step after memory has run out, when others than malloc need some, and for a process that is to stay small for
+    weeks.
+    """
     _set(_DEFAULT, _DEFAULT, _DEFAULT)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

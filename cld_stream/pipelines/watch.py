@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from cld_stream.config import Settings
 from cld_stream.errors import UsageError
+from cld_stream.learn.memory import give_freed_memory_back
 from cld_stream.media.address import is_camera, masked
 from cld_stream.media.discover import Item
 from cld_stream.media.paths import absolute, gone
@@ -75,6 +76,7 @@ def watch(
         StoreError: the store is damaged, of a newer format, or its disk is full.
     """
     tops, urls = _sorted_out(inputs, known_store=(store_path / "store.json").exists())
+    give_freed_memory_back()  # large blocks that come and go for weeks would leave holes among small ones that stay
     store = open_or_create(store_path, settings)
     try:
         with ExitStack() as opened:

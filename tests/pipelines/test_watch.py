@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -576,3 +577,25 @@ def test_a_camera_is_named_once(store: Path) -> None:
         Watching(store, "rtsp://me:a@127.0.0.1:1/x", "rtsp://you:b@127.0.0.1:1/x") as w,
     ):
         w._thread.join()
+
+
+TAKE_AND_FREE = """
+import resource, sys
+from pathlib import Path
+from cld_stream.config import load_settings
+from cld_stream.pipelines.watch import watch
+
+watch(Path(sys.argv[1]), [sys.argv[2]], load_settings(), stop=lambda: True)
+for _ in range(3):
+    b"x" * 2_000_000
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    b"x" * 2_000_000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+def test_large_blocks_leave_no_holes_among_small_ones_that_stay(media: Path, store: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", TAKE_AND_FREE, store, media], capture_output=True, text=True)
+    assert int(run.stdout) >= 20, run.stderr  # each is mapped and unmapped: a page of 2 MB at least
