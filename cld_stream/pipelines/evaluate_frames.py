@@ -12,6 +12,7 @@ from cld_stream.errors import UsageError
 from cld_stream.media.discover import natural_key
 from cld_stream.media.job import Chunk, Done, Job
 from cld_stream.media.labelled import TEST, TRAIN, LabelledPicture, read_labelled
+from cld_stream.media.paths import gone
 from cld_stream.media.pool import DecodePool
 from cld_stream.pipelines.embed import Embedder, Features
 from cld_stream.pipelines.publish import embed_frames
@@ -149,7 +150,7 @@ def _read(header: Header, pictures: Sequence[LabelledPicture]) -> Iterator[tuple
                 found.setdefault(job.key, (event.frames[0].jpeg, event.frames[0].aspect))
             elif isinstance(event, Done):
                 jpeg, aspect = found.pop(job.key, (b"", 1.0))
-                absent = not jpeg and not job.path.exists()
+                absent = not jpeg and gone(job.path)
                 yield job.key, jpeg, aspect, "no such file" if absent else event.reason
 
 

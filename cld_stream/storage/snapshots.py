@@ -117,10 +117,6 @@ class Snapshot:
         path = self.path / "segments" / segment_name(first, stop)
         return write_segment(path, ids, features, labels)
 
-    def forget(self, ids: NDArray[np.int64]) -> int:
-        """Remove the features of frames for good; returns how many there were."""
-        return drop_from_segments(self.path / "segments", ids)
-
     def row(self) -> SnapshotRow:
         """As the catalog holds it."""
         return SnapshotRow(

@@ -28,6 +28,7 @@ from cld_stream.pipelines.publish_checkpoint import publish_checkpoint
 from cld_stream.pipelines.snapshots import open_snapshot
 from cld_stream.pipelines.train import train
 from cld_stream.storage.store import Store
+from tests.faults.faulty import bound_by_modes
 from tests.pipelines.published import ENCODER, SIZE, published, weights
 
 COLOURS = {"red": (220, 40, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "grey": (128, 128, 128)}
@@ -167,6 +168,22 @@ def test_broken_pictures_are_skipped_and_named(store: Path, tmp_path: Path) -> N
     assert (report.frames, values(report)["knn"]) == (32, 1.0)
     assert "time" not in values(report)
     assert any(note.startswith("time:") for note in report.notes)
+
+
+def test_a_closed_folder_costs_its_pictures_and_not_the_evaluation(store: Path, tmp_path: Path) -> None:
+    draw(tmp_path)
+    closed = tmp_path / "red" / "red0"
+    for n in range(LENGTH):
+        (closed / f"{n}.png").write_bytes(b"\x89PNG\r\n\x1a\n")  # workers of root may open even what is closed
+    (tmp_path / "blue" / "blue1" / "0.png").unlink()
+    closed.chmod(0)
+    with bound_by_modes():
+        report = evaluate(store, labels=str(tmp_path / "all.tsv"), names=["knn"])
+    closed.chmod(0o755)
+    reasons = {str(Path(path).relative_to(tmp_path)): reason for path, reason in report.skipped}
+    assert reasons.pop("blue/blue1/0.png") == "no such file"
+    assert sorted(reasons) == [f"red/red0/{n}.png" for n in range(LENGTH)]
+    assert "no such file" not in reasons.values()
 
 
 def test_a_checkpoint_is_judged_as_it_would_be_published(store: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from cld_stream.storage.checkpoints import (
     save_checkpoint,
 )
 from cld_stream.storage.segments import merge_segments
-from cld_stream.storage.snapshots import Snapshot
+from cld_stream.storage.snapshots import Snapshot, drop_features
 from cld_stream.storage.store import Store
 from tests.golden.make_v1_trained import make
 
@@ -95,7 +95,8 @@ def test_a_snapshot_of_the_first_release_can_grow_be_merged_and_be_forgotten_fro
     features = {space: np.full((1, width), 0.5, np.float16) for space, width in snapshot.spaces.items()}
     snapshot.add_segment(9, 10, new, features, np.array([1], np.int32))
     assert merge_segments(snapshot.path / "segments", at_least=2)
-    assert snapshot.forget(np.array([9, 6])) == 2
+    with Store.open(path) as store:
+        assert drop_features(store, np.array([9, 6])) == 2
     assert snapshot.ids.tolist() == [0, 1, -1, 3, 4, 5, -1, 7, 8, -1]
 
 
