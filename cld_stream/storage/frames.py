@@ -18,10 +18,12 @@ from cld_stream.storage.header import Header
 from cld_stream.storage.shards import (
     ArrayState,
     LocalShards,
+    OpenShard,
     ShardIndex,
     read_array_state,
     read_element,
     read_index,
+    shard_key,
 )
 
 __all__ = ["FrameReader"]
@@ -35,7 +37,19 @@ class _Shards:
     def __init__(self, root: Path, now: ArrayState) -> None:
         self.now = now
         self.files = LocalShards(root)
-        self.indexes: dict[int, ShardIndex] = {}
+        self.indexes: dict[int, tuple[tuple[int, ...], ShardIndex]] = {}  # of which file, and the index
+
+    def opened(self, shard: int, shard_frames: int) -> tuple[OpenShard, ShardIndex]:
+        """A shard and its index, of one and the same file.
+
+        Who forgets or drops replaces the file before the generation changes, and few files are kept open.
+        """
+        file = self.files.opened(shard_key(shard))
+        of, index = self.indexes.get(shard, ((), None))
+        if index is None or of != file.stamp:
+            index = read_index(file, shard, shard_frames)
+            self.indexes[shard] = file.stamp, index
+        return file, index
 
 
 class FrameReader:
@@ -193,11 +207,8 @@ class FrameReader:
             if not 0 <= id_ < shards.now.sealed:
                 return b""
             shard, at = divmod(id_, size)
-            index = shards.indexes.get(shard)
-            if index is None:
-                index = read_index(shards.files, shard, size)
-                shards.indexes[shard] = index
-            return read_element(shards.files, shard, index, at)
+            file, index = shards.opened(shard, size)
+            return read_element(file, shard, index, at)
 
         return get
 

@@ -26,6 +26,8 @@ from cld_stream.storage.durable import atomic_write, atomic_write_json, fsync_di
 __all__ = [
     "ArrayState",
     "LocalShards",
+    "OpenShard",
+    "ShardBytes",
     "ShardIndex",
     "ShardStorage",
     "elements",
@@ -48,14 +50,18 @@ _OPEN_FILES = 64  # of a reader; a trainer has four, and a process may open 1,02
 ShardIndex = NDArray[np.uint64]  # n x 2: offset, length
 
 
-class ShardStorage(Protocol):
-    """What shards need of the place that holds them. Keys are relative paths such as `c/12`."""
-
-    def put(self, key: str, parts: Iterable[bytes]) -> None:
-        """Write a whole object durably, replacing the old one in one step."""
+class ShardBytes(Protocol):
+    """Where shards can be read. Keys are relative paths such as `c/12`."""
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`; counted from the end where `start` is negative."""
+
+
+class ShardStorage(ShardBytes, Protocol):
+    """What shards need of the place that holds them."""
+
+    def put(self, key: str, parts: Iterable[bytes]) -> None:
+        """Write a whole object durably, replacing the old one in one step."""
 
     def delete(self, key: str) -> None:
         """Remove an object; no error when it is absent."""
@@ -70,7 +76,7 @@ class LocalShards:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._files: OrderedDict[str, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
     def put(self, key: str, parts: Iterable[bytes]) -> None:
@@ -86,15 +92,15 @@ class LocalShards:
         Raises:
             CorruptError: the object is absent, cannot be read or is too short.
         """
-        file = self._files.get(key) or self._open(key)
-        at = start if start >= 0 else file.size + start
-        try:
-            data = os.pread(file.fd, length, at) if at >= 0 else b""
-        except OSError as e:
-            raise _damaged(self.root / key, f"reading failed: {e.strerror}") from None
-        if len(data) != length:
-            raise _damaged(self.root / key, f"it ends before byte {at + length}")
-        return data
+        return self.opened(key).get_range(key, start, length)
+
+    def opened(self, key: str) -> "OpenShard":
+        """An object as it was when it was opened, whatever takes its place meanwhile.
+
+        Raises:
+            CorruptError: it is absent or cannot be read.
+        """
+        return self._files.get(key) or self._open(key)
 
     def delete(self, key: str) -> None:
         """See `ShardStorage`."""
@@ -103,11 +109,11 @@ class LocalShards:
         (self.root / key).unlink(missing_ok=True)
         fsync_dir((self.root / key).parent)
 
-    def _open(self, key: str) -> "_OpenFile":
+    def _open(self, key: str) -> "OpenShard":
         with self._lock:
             if key not in self._files:
                 try:
-                    self._files[key] = _OpenFile(self.root / key)
+                    self._files[key] = OpenShard(self.root / key)
                 except OSError as e:
                     if e.errno in (errno.EMFILE, errno.ENFILE):
                         raise StoreError(
@@ -119,13 +125,34 @@ class LocalShards:
             return self._files[key]
 
 
-class _OpenFile:
-    """Closes when the last reader lets go of it."""
+class OpenShard:
+    """One file; it closes when the last reader lets go of it.
+
+    Attributes:
+        stamp: tells it from the one that takes its place.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.size = os.fstat(self.fd).st_size
-        weakref.finalize(self, os.close, self.fd)
+        self._path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        status = os.fstat(self._fd)
+        self._size, self.stamp = status.st_size, (status.st_ino, status.st_mtime_ns, status.st_size)
+        weakref.finalize(self, os.close, self._fd)
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:  # noqa: ARG002
+        """See `ShardBytes`; whatever the key, it is this file.
+
+        Raises:
+            CorruptError: it cannot be read or is too short.
+        """
+        at = start if start >= 0 else self._size + start
+        try:
+            data = os.pread(self._fd, length, at) if at >= 0 else b""
+        except OSError as e:
+            raise _damaged(self._path, f"reading failed: {e.strerror}") from None
+        if len(data) != length:
+            raise _damaged(self._path, f"it ends before byte {at + length}")
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +204,7 @@ def index_bytes(shard_frames: int) -> int:
     return 16 * shard_frames + 4
 
 
-def read_index(files: ShardStorage, shard: int, shard_frames: int) -> ShardIndex:
+def read_index(files: ShardBytes, shard: int, shard_frames: int) -> ShardIndex:
     """The index of a shard, n x 2 u64.
 
     Raises:
@@ -190,7 +217,7 @@ def read_index(files: ShardStorage, shard: int, shard_frames: int) -> ShardIndex
     return np.frombuffer(data, "<u8", 2 * shard_frames).reshape(-1, 2).astype(np.uint64)
 
 
-def read_element(files: ShardStorage, shard: int, index: ShardIndex, at: int) -> bytes:
+def read_element(files: ShardBytes, shard: int, index: ShardIndex, at: int) -> bytes:
     """One JPEG, its checksum verified; `b""` for an empty element.
 
     Raises:
@@ -208,7 +235,7 @@ def read_element(files: ShardStorage, shard: int, index: ShardIndex, at: int) ->
     return chunk[8:-4]
 
 
-def elements(files: ShardStorage, shard: int, shard_frames: int) -> Iterator[bytes]:
+def elements(files: ShardBytes, shard: int, shard_frames: int) -> Iterator[bytes]:
     """Every element of a shard in order, verified."""
     index = read_index(files, shard, shard_frames)
     for at in range(shard_frames):

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from cld_stream.config import StoreSettings
 from cld_stream.errors import CorruptError, StoreError
+from cld_stream.storage import shards
 from cld_stream.storage.check import check
 from cld_stream.storage.schema import NewFrame, Outcome
+from cld_stream.storage.shards import empty_elements
 from cld_stream.storage.store import Store
 from tests.storage.pictures import jpeg, new_source, picture
 
@@ -198,6 +200,16 @@ def test_a_damaged_shard_is_an_error_and_never_a_wrong_picture(tmp_path: Path, w
     found = check(store)
     assert [f.where for f in found] == ["frames/c/1"]
     store.close()
+
+
+def test_a_shard_that_is_rewritten_is_never_read_by_the_index_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_OPEN_FILES", 1)
+    with filled(tmp_path / "s", 8) as store, store.reader() as reader:
+        frames = reader.jpegs(range(8))
+        empty_elements(store.path / "frames", 4, np.array([0]))  # what `forget` does before the generation changes
+        assert reader.jpegs(range(8)) == [b"", *frames[1:]]
 
 
 def test_too_many_open_files_are_not_taken_for_a_damaged_shard(tmp_path: Path) -> None:
