@@ -116,13 +116,23 @@ def segment_name(first: int, stop: int) -> str:
 
 def list_segments(folder: Path) -> list[FeatureSegment]:
     """In the order of their frames. One whose frames lie within another's has been merged into it."""
+    return _kept_and_merged(folder)[0]
+
+
+def _kept_and_merged(folder: Path) -> tuple[list[FeatureSegment], list[FeatureSegment]]:
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     found = [FeatureSegment(folder / n) for n in names if re.fullmatch(r"\d{12}-\d{12}", n)]
     kept: list[FeatureSegment] = []
+    merged: list[FeatureSegment] = []
     for segment in sorted(found, key=lambda s: (s.first, -s.stop)):
-        if not kept or segment.stop > kept[-1].stop:
-            kept.append(segment)
-    return kept
+        (merged if kept and segment.stop <= kept[-1].stop else kept).append(segment)
+    return kept, merged
+
+
+def _remove_merged(folder: Path) -> None:
+    """What a merge has left, or is about to remove; any number of processes may do so at once."""
+    for segment in _kept_and_merged(folder)[1]:
+        shutil.rmtree(segment.path, ignore_errors=True)
 
 
 def write_segment(
@@ -171,19 +181,19 @@ def merge_segments(folder: Path, *, at_least: int = 16, rows: int = 65_536) -> F
         features,
         np.concatenate([part.labels() for part in run]),
     )
-    for part in run:
-        shutil.rmtree(part.path)
+    _remove_merged(folder)
     return joined
 
 
 def drop_from_segments(folder: Path, ids: NDArray[np.int64]) -> int:
-    """`FeatureSegment.drop` in all of them, unfinished ones included."""
+    """`FeatureSegment.drop` in all of them, unfinished ones included; what a killed merge has left goes."""
+    _remove_merged(folder)
     removed = 0
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if re.fullmatch(r"\.?\d{12}-\d{12}(\.tmp)?", path.name):
             try:
                 removed += FeatureSegment(path).drop(ids)
             except (FileNotFoundError, CorruptError):
-                if path.exists() and not path.name.startswith("."):
+                if path in [segment.path for segment in list_segments(folder)]:
                     raise  # else it was finished, merged or removed meanwhile
     return removed

@@ -125,6 +125,24 @@ def test_merged_segments_answer_as_before_and_a_kill_in_between_is_harmless(tmp_
     np.testing.assert_array_equal(np.concatenate([s.features("a") for s in merged]), before)
 
 
+def test_a_segment_that_a_killed_merge_had_half_removed_is_no_damage(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "s", StoreSettings(size=16, shard_frames=4)) as store:
+        made = build(store.path, rows=2)
+        for first in (4, 6, 8):
+            features = {space: np.ones((2, width), np.float16) for space, width in made.spaces.items()}
+            made.add_segment(first, first + 2, np.arange(first, first + 2), features, np.zeros(2, np.int32))
+        left = made.segments[1].path
+        data = (left / "a" / "c" / "0" / "0").read_bytes()
+        assert merge_segments(left.parent, at_least=3)
+        (left / "a" / "c" / "0").mkdir(parents=True)
+        (left / "a" / "c" / "0" / "0").write_bytes(data)
+        damage: list[CorruptError] = []
+        assert drop_features(store, np.array([5]), damage.append) == 1
+        assert damage == []
+        assert made.ids.tolist() == [0, 2, 4, -1, 6, 7, 8, 9]
+        assert not left.exists()  # it holds features of the forgotten frame
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "groups.safetensors"])
 def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
     snapshot = build(tmp_path)
