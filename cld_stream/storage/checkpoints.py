@@ -282,6 +282,7 @@ def _prune(store_path: Path, keep: int) -> None:
             remove_dir(path)
     for path in _folder(store_path).iterdir():
         unfinished = path.name.startswith(".") and path.name.endswith(".tmp")
-        if path.is_dir() and (unfinished or path.name.endswith(".old")):
+        replaced = path.name.endswith(".old") and path.with_name(path.name.removesuffix(".old")).exists()
+        if path.is_dir() and (unfinished or replaced):
             shutil.rmtree(path, ignore_errors=True)
     fsync_dir(_folder(store_path))

@@ -99,6 +99,18 @@ def test_one_step_saved_twice_is_the_second(tmp_path: Path) -> None:
     assert sorted(p.name for p in path.parent.iterdir()) == [f"{3:012d}.old"]
 
 
+def test_the_pinned_one_stays_though_a_kill_left_it_under_its_second_name(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 5, state(5), {}, pin=True)
+    folder = tmp_path / "checkpoints"
+    (folder / "000000000005").rename(folder / "000000000005.old")  # killed while it was saved once more
+    save_checkpoint(tmp_path, 6, state(6), {}, keep=1)
+    assert list_checkpoints(tmp_path) == [5, 6]
+    assert pinned_checkpoint(tmp_path) == 5
+    assert load_checkpoint(tmp_path, 5).tensors.keys() == state(5).keys()
+    save_checkpoint(tmp_path, 7, state(7), {}, keep=1, pin=True)
+    assert sorted(p.name for p in folder.iterdir()) == ["000000000007", "pinned"]
+
+
 SAVER = """
 import sys
 from pathlib import Path
