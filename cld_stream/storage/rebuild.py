@@ -85,6 +85,7 @@ def rebuild_catalog(path: Path) -> RebuildReport:
     """
     header = read_header(path)
     with FileLock(path / "writer.lock", "writer"), FileLock(path / "trainer.lock", "trainer"):
+        _take_back(path)
         files, problems = LocalShards(path / "frames"), list[Finding]()
         sidecars = list(_sidecars(path, header, problems))
         sealed = header.shard_frames * (1 + max((sidecar.shard for sidecar in sidecars), default=-1))
@@ -108,6 +109,20 @@ def rebuild_catalog(path: Path) -> RebuildReport:
         partial=len(changed),
         problems=tuple(problems),
     )
+
+
+def _take_back(path: Path) -> None:
+    """Where an earlier rebuild was killed between the old catalog and the new one, the old one is in its place again.
+
+    What only that has would be lost: the new one is made from it.
+    """
+    if (path / "catalog.db").exists() or not temporary(path / "catalog.db").exists():
+        return
+    for end in _FILES:
+        old = path / f"catalog.db.old{end}"
+        if old.exists() and not (path / f"catalog.db{end}").exists():
+            old.rename(path / f"catalog.db{end}")
+    fsync_dir(path)
 
 
 def _drop_unknown(path: Path, problems: list[Finding]) -> None:
@@ -227,6 +242,8 @@ def _replace_catalog(
     except BaseException:
         _remove(aside)
         raise
+    if (path / "catalog.db").exists():
+        _remove(path / "catalog.db.old")  # its log is not that of the one which takes its name
     for end in _FILES:
         if (path / f"catalog.db{end}").exists():
             (path / f"catalog.db{end}").rename(path / f"catalog.db.old{end}")

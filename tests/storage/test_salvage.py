@@ -63,6 +63,29 @@ def pages_of(file: Path) -> dict[int, tuple[str, str]]:
             pytest.skip("this SQLite does not tell whose a page is")
 
 
+def test_a_rebuild_that_is_killed_before_the_new_catalog_has_its_name_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    filled(path).close()
+    frames, sources = content(path)
+    overwrite(path / "catalog.db", [1], np.random.default_rng(0))
+    rename = Path.rename
+
+    def killed(old: Path, new: Path) -> Path:
+        if new.name == "catalog.db":
+            raise KeyboardInterrupt
+        return rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rebuild_catalog(path)
+    assert not (path / "catalog.db").exists()
+    assert rebuild_catalog(path).lost == 0
+    assert content(path) == (frames, sources)
+
+
 @pytest.mark.parametrize("shard_frames", [4096, 32])
 def test_what_comes_back_of_overwritten_pages_is_as_it_was(tmp_path: Path, shard_frames: int) -> None:
     good, path, rng = tmp_path / "good", tmp_path / "s", np.random.default_rng(shard_frames)
