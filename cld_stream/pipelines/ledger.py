@@ -163,7 +163,7 @@ class Ledger:
         moved = self._moved(item, stat)
         if moved is not None:
             return moved
-        if entry.row is not None and entry.row.frames == 0:
+        if entry.row is not None and entry.row.frames == 0 and entry.row.cursor is None:
             return self._read_again(entry, item, stat)
         fresh = self._by_bytes(item, stat)
         fresh.displaced = entry
@@ -247,7 +247,7 @@ class Ledger:
         entry.update |= {"path": str(item.path)}
 
     def _read_again(self, entry: Entry, item: Item, stat: Stat) -> Entry:
-        """It never gave a frame and has changed: the same row, from the start."""
+        """It never gave a frame (not even one that was dropped) and has changed: the same row, from the start."""
         kind = _kind(item)
         entry.fingerprint = fingerprint_item(item, stat)
         entry.update |= {"fingerprint": entry.fingerprint, "cursor": None, "same_as": None}

@@ -27,6 +27,7 @@ from cld_stream.pipelines.train import train
 from cld_stream.storage.check import check
 from cld_stream.storage.checkpoints import buffered_ids
 from cld_stream.storage.rebuild import rebuild_catalog
+from cld_stream.storage.schema import Outcome
 from cld_stream.storage.snapshots import named_ids, remove_snapshot
 from cld_stream.storage.store import Store
 from tests.pipelines.footage import photograph
@@ -57,6 +58,18 @@ def test_ingest_keeps_the_newest_and_does_not_take_the_oldest_in_again(tmp_path:
     again = ingest(tmp_path / "store", [str(tmp_path / "media")], limited(max_frames=20))
     assert (again.frames, again.dropped, again.notes) == (0, 0, [])
     assert again.counts == {"ADDED": 30}
+
+
+def test_a_file_that_changes_after_all_of_its_frames_were_dropped_is_another_source(tmp_path: Path) -> None:
+    for n in range(30):
+        photograph(tmp_path / "media" / f"{n:02}x.png", seed=n)
+    ingest(tmp_path / "store", [str(tmp_path / "media")], limited(max_frames=20))
+    photograph(tmp_path / "media" / "00x.png", seed=99)
+    ingest(tmp_path / "store", [str(tmp_path / "media")], limited(max_frames=20))
+    with Store.open(tmp_path / "store") as store:
+        before, now = store.catalog.sources(path=str(tmp_path / "media" / "00x.png"))
+    assert (before.outcome, before.frames) == (Outcome.MISSING, 0)  # what a snapshot holds of it is of the old picture
+    assert (now.outcome, now.frames) == (Outcome.ADDED, 1)
 
 
 def test_frames_that_are_gone_are_neither_lag_nor_fed_nor_thinned(tmp_path: Path) -> None:
