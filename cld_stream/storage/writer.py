@@ -57,7 +57,6 @@ class Writer:
         self._header = header
         self._catalog = catalog
         self._lock = FileLock(path / "writer.lock", "writer", command)
-        self._shards = LocalShards(path / "frames")
 
     def __enter__(self) -> Self:
         self._lock.acquire()
@@ -229,10 +228,10 @@ class Writer:
             raise StoreNotFoundError(f"{self._path}: no source {source}. See: cld-stream status")
         with self._catalog.writing() as tx:
             tx.execute(insert(schema.forgetting).prefix_with("OR IGNORE").values(source=source))
-        removed = complete_forgetting(self._path, self._header, self._catalog)
-        self._shards = LocalShards(self._path / "frames")
-        self._reload()
-        return removed
+        try:
+            return complete_forgetting(self._path, self._header, self._catalog)
+        finally:  # a part of it may be done
+            self._reload()
 
     def drop(self, ids: NDArray[np.int64]) -> int:
         """Remove frames to make room; what is known of them stays as long as a snapshot names them.
@@ -244,10 +243,11 @@ class Writer:
         """
         self.commit()
         begin_dropping(self._catalog, ids)
-        removed = complete_dropping(self._path, self._header, self._catalog)
-        self._catalog.checkpoint()
-        self._shards = LocalShards(self._path / "frames")
-        self._reload()
+        try:
+            removed = complete_dropping(self._path, self._header, self._catalog)
+            self._catalog.checkpoint()
+        finally:  # a part of it may be done
+            self._reload()
         return removed
 
     def _mend_array_state(self) -> None:
@@ -259,6 +259,7 @@ class Writer:
             write_array_state(self._path / "frames", now, self._header.shard_frames)
 
     def _reload(self) -> None:
+        self._shards = LocalShards(self._path / "frames")
         with self._catalog.reading() as tx:
             now = tx.execute(select(schema.state)).mappings().one()
         self._next_id, self._next_source = int(now["next_id"]), int(now["next_source"])

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cld_stream.config import StoreSettings
+from cld_stream.errors import StoreFullError
 from cld_stream.storage.check import check
 from cld_stream.storage.rebuild import rebuild_catalog
 from cld_stream.storage.retention import FrameBytes, forget_unnamed
 from cld_stream.storage.schema import Outcome
-from cld_stream.storage.shards import index_bytes
+from cld_stream.storage.shards import ArrayState, index_bytes, read_array_state
 from cld_stream.storage.store import Store
 from tests.storage.pictures import jpeg, new_source, picture
 from tests.storage.test_frames import as_zarr_reads
@@ -50,6 +51,23 @@ def test_dropped_frames_are_empty_elements_and_nothing_else_moves(tmp_path: Path
         assert [s.outcome for s in store.catalog.sources()] == [Outcome.ADDED] * 3
         assert store.catalog.totals().bytes < before.bytes
         assert check(store) == []
+
+
+def test_a_reader_learns_of_a_drop_that_failed_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise StoreFullError("no room")
+
+    with made(tmp_path / "s", 6, 5) as store, store.reader() as reader, store.writer("t") as writer:
+        kept = reader.jpegs(range(11))
+        with monkeypatch.context() as patch:
+            patch.setattr(store.catalog, "checkpoint", full)
+            with pytest.raises(StoreFullError):
+                writer.drop(np.array([0, 1]))
+        source = new_source(writer, "/v/3.mp4")
+        writer.append(source, [picture(source, 0)], None)
+        writer.commit()  # seals a shard
+        assert read_array_state(store.path / "frames") == store.catalog.array_state() == ArrayState(12, 1)
+        assert reader.jpegs(range(11)) == [b"", b"", *kept[2:]]
 
 
 def test_what_is_known_of_a_dropped_frame_stays_until_no_snapshot_names_it(tmp_path: Path) -> None:
