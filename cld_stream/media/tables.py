@@ -2,7 +2,8 @@
 
 import csv
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,13 +94,28 @@ def read_rows(path: Path, where: dict[str, str], needed: set[str]) -> tuple[set[
 
 def _open_table(path: Path) -> tuple[set[str], "csv.DictReader[str]"]:
     reader = csv.DictReader(_read_text(path).split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE)
-    return set(reader.fieldnames or ()), reader
+    with _told(path, reader):
+        return set(reader.fieldnames or ()), reader
+
+
+@contextmanager
+def _told(path: Path, lines: "csv.DictReader[str]") -> Iterator[None]:
+    try:
+        yield
+    except csv.Error as error:
+        raise UsageError(
+            f"{path}: line {lines.line_num + 1} cannot be read ({error}). Write lines that end with a line feed, and "
+            "columns separated by tabs."
+        ) from None
 
 
 def _chosen(path: Path, lines: "csv.DictReader[str]", where: dict[str, str]) -> list[dict[str, str]]:
-    rows = [
-        row | {"": str(lines.line_num)} for row in lines if row["path"] and all(row[c] == v for c, v in where.items())
-    ]
+    with _told(path, lines):
+        rows = [
+            row | {"": str(lines.line_num)}
+            for row in lines
+            if row["path"] and all(row[c] == v for c, v in where.items())
+        ]
     if not rows:
         wanted = f"no row has {where}; check the filter after `?`" if where else "no rows in it"
         raise UsageError(f"{path}: {wanted}.")

@@ -262,6 +262,21 @@ def test_a_bad_table_says_what_is_wrong(tmp_path: Path, text: str, message: str)
         discover([f"@{tmp_path}/bad.tsv"])
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("path\tsequence\torder\ra.jpg\ts\t1\r", 1),
+        ("path\tsequence\torder\na.jpg\ts\t1\nb\r.jpg\ts\t2\n", 3),
+        ("path\tsequence\torder\n" + "a" * 200_000 + "\ts\t1\n", 2),
+    ],
+    ids=["lines end in a carriage return", "one in a name", "very long field"],
+)
+def test_a_table_that_cannot_be_split_into_lines_and_columns_is_a_line(tmp_path: Path, text: str, line: int) -> None:
+    (tmp_path / "bad.tsv").write_bytes(text.encode())
+    with pytest.raises(UsageError, match=rf"bad\.tsv: line {line} cannot be read"):
+        discover([f"@{tmp_path}/bad.tsv"])
+
+
 @pytest.mark.data
 def test_the_labelled_tables_of_the_data_folder_work_as_they_are(data_dir: Path, tmp_path: Path) -> None:
     import tarfile
