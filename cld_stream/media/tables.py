@@ -93,7 +93,11 @@ def read_rows(path: Path, where: dict[str, str], needed: set[str]) -> tuple[set[
 
 
 def _open_table(path: Path) -> tuple[set[str], "csv.DictReader[str]"]:
-    reader = csv.DictReader(_read_text(path).split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE)
+    text = _read_text(path)
+    if (at := text.find("\0")) >= 0:
+        line = text.count("\n", 0, at) + 1
+        raise UsageError(f"{path}: line {line} holds a zero byte, as no path does. Save the table as UTF-8 text.")
+    reader = csv.DictReader(text.split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE)
     with _told(path, reader):
         return set(reader.fieldnames or ()), reader
 

@@ -277,6 +277,13 @@ def test_a_table_that_cannot_be_split_into_lines_and_columns_is_a_line(tmp_path:
         discover([f"@{tmp_path}/bad.tsv"])
 
 
+@pytest.mark.parametrize("row", ["a\0.jpg\ts\t1", "a.jpg\ts\0\t1"])
+def test_a_table_with_a_zero_byte_is_a_line(tmp_path: Path, row: str) -> None:
+    (tmp_path / "bad.tsv").write_text(f"path\tsequence\torder\n{row}\n")
+    with pytest.raises(UsageError, match=r"bad\.tsv: line 2 holds a zero byte"):
+        discover([f"@{tmp_path}/bad.tsv"])
+
+
 @pytest.mark.data
 def test_the_labelled_tables_of_the_data_folder_work_as_they_are(data_dir: Path, tmp_path: Path) -> None:
     import tarfile
