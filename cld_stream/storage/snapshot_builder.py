@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from cld_stream.errors import CorruptError, StoreNotFoundError
 from cld_stream.storage.durable import (
     atomic_write_bytes,
-    atomic_write_json,
     fsync_tree,
     make_dir,
     publish_dir,
@@ -31,6 +30,7 @@ from cld_stream.storage.snapshots import (
     read_manifest,
     snapshot_directories,
     snapshots_folder,
+    write_manifest,
 )
 
 __all__ = ["SnapshotBuilder", "encoder_hash"]
@@ -93,7 +93,7 @@ class SnapshotBuilder:
         header |= {"spaces": dict(spaces), "frames": len(ids), "segment": name}
         header |= {"files": {WEIGHTS: _checksum(data)}}
         fsync_tree(self._aside)
-        atomic_write_json(self._aside / MANIFEST, header)
+        write_manifest(self._aside, header)
 
     @classmethod
     def unfinished(cls, store_path: Path, encoder: str) -> str | None:
@@ -145,7 +145,7 @@ class SnapshotBuilder:
         data = save({"centroids": np.ascontiguousarray(centroids, np.float32)})
         atomic_write_bytes(self._aside / GROUPS, data)
         self._manifest["files"][GROUPS] = _checksum(data)
-        atomic_write_json(self._aside / MANIFEST, self._manifest)
+        write_manifest(self._aside, self._manifest)
         publish_dir(self._aside, self.path)
         return Snapshot(self.path)
 

@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cld_stream.errors import CorruptError, FormatTooNewError, StoreNotFoundError
-from cld_stream.storage.durable import (
-    remove_dir,
-)
+from cld_stream.storage.durable import atomic_write_json, remove_dir
 from cld_stream.storage.lock import FileLock
 from cld_stream.storage.schema import SnapshotRow
 from cld_stream.storage.segments import (
@@ -41,6 +39,7 @@ __all__ = [
     "snapshot_directories",
     "snapshot_rows",
     "snapshots_folder",
+    "write_manifest",
 ]
 
 SPACES = ("instance", "group", "backbone")
@@ -48,6 +47,7 @@ SPACES = ("instance", "group", "backbone")
 
 FORMAT, VERSION = "cld-stream.snapshot", 1
 WEIGHTS, GROUPS, MANIFEST = "weights.safetensors", "groups.safetensors", "manifest.json"
+_NEEDED = ("id", "created_utc", "step", "encoder", "info", "spaces", "frames", "segment", "files")
 
 Tensors: TypeAlias = dict[str, NDArray[Any]]
 Columns: TypeAlias = tuple[NDArray[Any], ...]
@@ -238,16 +238,20 @@ def snapshot_directories(store_path: Path, unfinished: bool = False) -> list[Pat
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest in a snapshot's directory.
+    """The manifest in a snapshot's directory, without its checksum.
 
     Raises:
         StoreNotFoundError, FormatTooNewError, CorruptError.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = dict(json.loads((path / MANIFEST).read_bytes()))
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']!r}")
-        version = int(manifest["version"])
+        version, written = int(manifest["version"]), manifest.pop("sha256", None)
+        if version <= VERSION and written not in (None, _checksum(manifest)):
+            raise ValueError("wrong checksum")
+        if version <= VERSION and not all(name in manifest for name in _NEEDED):
+            raise ValueError("something is missing")
     except FileNotFoundError:
         raise StoreNotFoundError(f"{path}: there is no such snapshot on disk. See: cld-stream snapshots") from None
     except (OSError, ValueError, KeyError, TypeError) as e:
@@ -257,7 +261,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path} has snapshot format {version}; this cld-stream reads up to {VERSION}. "
             "Upgrade cld-stream the way it was installed."
         )
-    return dict(manifest)
+    return manifest
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest into a snapshot's directory, with its checksum."""
+    plain = json.loads(json.dumps(dict(manifest)))
+    atomic_write_json(path / MANIFEST, plain | {"sha256": _checksum(plain)})
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dict(manifest), sort_keys=True).encode()).hexdigest()
 
 
 def _damaged(path: Path, what: str) -> CorruptError:

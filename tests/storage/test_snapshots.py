@@ -155,6 +155,23 @@ def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
         _ = snapshot.weights() if name.startswith("w") else snapshot.centroids()
 
 
+def test_no_flipped_bit_of_a_manifest_changes_what_it_says(tmp_path: Path) -> None:
+    snapshot = build(tmp_path)
+    path, manifest = snapshot.path / "manifest.json", snapshot.manifest
+    good = path.read_bytes()
+    for at in range(len(good)):
+        for bit in (1, 2):
+            path.write_bytes(good[:at] + bytes([good[at] ^ bit]) + good[at + 1 :])
+            try:
+                found = Snapshot(snapshot.path).manifest
+            except (CorruptError, FormatTooNewError):
+                continue
+            assert {name: found[name] for name in manifest} == manifest  # all that changed is the name of the checksum
+    path.write_text(json.dumps({name: value for name, value in manifest.items() if name != "spaces"}))
+    with pytest.raises(CorruptError, match="something is missing"):  # one of an older release, without a checksum
+        Snapshot(snapshot.path)
+
+
 def test_newer_formats_and_absent_snapshots_are_refused(tmp_path: Path) -> None:
     path = build(tmp_path).path / "manifest.json"
     manifest: dict[str, Any] = json.loads(path.read_text())
