@@ -1,13 +1,14 @@
 """Footage into a store: find it, tell what is known, decode the rest, commit it in order."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
 from cld_stream.config import Settings
-from cld_stream.errors import StoreFullError, StoreNotFoundError, UsageError
+from cld_stream.errors import StoreError, StoreFullError, StoreNotFoundError, UsageError
 from cld_stream.media.discover import Discovery, discover
 from cld_stream.media.pool import DecodePool
 from cld_stream.media.reasons import unreadable_reason
@@ -123,10 +124,14 @@ def _plan_only(store_path: Path, found: Discovery, settings: Settings, *, retry_
 
 def open_or_create(path: Path, settings: Settings) -> Store:
     """The store at a path; a new one where there is none."""
-    try:
+    with suppress(StoreNotFoundError):
         return Store.open(path)
-    except StoreNotFoundError:
+    try:
         return Store.create(path, settings.store)
+    except StoreError:
+        if not (path / "store.json").exists():
+            raise
+        return Store.open(path)  # somebody else was faster
 
 
 def explained(store_path: Path, error: Exception) -> Exception:

@@ -41,19 +41,20 @@ class Store:
 
         Raises:
             StoreError: there is a store already, or something else, or the folder cannot be written.
+            LockHeldError: another process makes one here.
         """
         try:
-            if (path / "store.json").exists():
-                raise StoreError(f"{path}: there is a store already. Open it, or choose another --store.")
             if path.exists() and not path.is_dir():
                 raise StoreError(f"{path}: cannot make a store here: this is a file. Choose another --store.")
             make_dir(path)
-            _clear_unfinished(path)
-            Catalog.create(path / "catalog.db")
-            make_dir(path / "frames" / "c")
-            make_dir(path / "sidecars")
-            write_array_state(path / "frames", ArrayState(0, 0), settings.shard_frames)
-            write_header(path, settings)
+            _require_free(path)  # first: no lock is left in a folder of something else
+            with FileLock(path / "writer.lock", "writer"):
+                _clear_unfinished(path)
+                Catalog.create(path / "catalog.db")
+                make_dir(path / "frames" / "c")
+                make_dir(path / "sidecars")
+                write_array_state(path / "frames", ArrayState(0, 0), settings.shard_frames)
+                write_header(path, settings)
         except OSError as e:
             raise StoreError(f"{path}: cannot make a store here: {e.strerror}. Choose another --store.") from None
         return cls.open(path)
@@ -110,16 +111,30 @@ _UNFINISHED = {"catalog.db", "catalog.db-wal", "catalog.db-shm", "catalog.db-jou
 
 def _clear_unfinished(path: Path) -> None:
     """Remove what a killed `create` left, and refuse anything else."""
-    found = {item.name for item in path.iterdir()} - {"lost+found", ".store.json.tmp"}
-    empty = not any((path / "frames" / "c").glob("*")) and not any((path / "sidecars").glob("*"))
-    if found - _UNFINISHED - {"frames", "sidecars"} or not empty or _has_sources(path):
-        raise StoreError(
-            f"{path}: this folder is not empty and holds no store.json. Choose an empty folder, or restore store.json."
-        )
+    found = _require_free(path)
+    if _has_sources(path):
+        raise _not_empty(path)
     for name in found & _UNFINISHED:
         (path / name).unlink(missing_ok=True)  # closing the catalog removes its log
     for name in found & {"frames", "sidecars"}:
         shutil.rmtree(path / name)
+
+
+def _require_free(path: Path) -> set[str]:
+    """What a killed `create` has left in a folder in which there is nothing else."""
+    found = {item.name for item in path.iterdir()} - {"lost+found", ".store.json.tmp", "writer.lock"}
+    if "store.json" in found:
+        raise StoreError(f"{path}: there is a store already. Open it, or choose another --store.")
+    empty = not any((path / "frames" / "c").glob("*")) and not any((path / "sidecars").glob("*"))
+    if found - _UNFINISHED - {"frames", "sidecars"} or not empty:
+        raise _not_empty(path)
+    return found
+
+
+def _not_empty(path: Path) -> StoreError:
+    return StoreError(
+        f"{path}: this folder is not empty and holds no store.json. Choose an empty folder, or restore store.json."
+    )
 
 
 def _has_sources(path: Path) -> bool:

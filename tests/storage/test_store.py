@@ -19,6 +19,7 @@ from cld_stream.errors import (
     StoreError,
     StoreNotFoundError,
 )
+from cld_stream.storage.catalog import Catalog
 from cld_stream.storage.durable import atomic_write_bytes
 from cld_stream.storage.store import Store
 from tests.storage.pictures import jpeg, new_source, picture
@@ -52,6 +53,27 @@ def test_an_empty_folder_becomes_a_store_and_a_used_one_is_refused(tmp_path: Pat
     with pytest.raises(StoreError, match="not empty"):
         Store.create(tmp_path / "used", SMALL)
     assert (tmp_path / "used" / "thesis.txt").read_text() == "mine"
+
+
+def test_two_that_make_one_store_at_once_do_not_take_each_others_catalog_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[LockHeldError] = []
+
+    def meanwhile(file: Path, **values: int) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Catalog, "create", create)
+            try:
+                Store.create(tmp_path / "s", SMALL).close()
+            except LockHeldError as error:
+                refused.append(error)
+        create(file, **values)
+
+    create = Catalog.create
+    monkeypatch.setattr(Catalog, "create", meanwhile)
+    with Store.create(tmp_path / "s", SMALL) as store:
+        assert store.catalog.frame_count() == 0
+    assert len(refused) == 1
 
 
 def test_a_store_that_lost_its_header_is_not_overwritten(tmp_path: Path) -> None:
