@@ -7,6 +7,7 @@ from sqlalchemy import delete, select, update
 
 from cld_stream.storage import schema
 from cld_stream.storage.catalog import Catalog
+from cld_stream.storage.database import among
 from cld_stream.storage.durable import remove_dir
 from cld_stream.storage.header import Header
 from cld_stream.storage.shards import ArrayState, empty_elements, write_array_state
@@ -27,10 +28,10 @@ def complete_forgetting(path: Path, header: Header, catalog: Catalog) -> int:
         if not asked:
             return 0
         source, frame = schema.sources.c, schema.frames.c
-        doomed = source.id.in_(asked) | source.same_as.in_(asked)
+        doomed = among(source.id, asked) | among(source.same_as, asked)
         gone = set(tx.execute(select(source.id).where(doomed)).scalars()) | set(asked)
         ids = np.fromiter(
-            tx.execute(select(frame.id).where(frame.source.in_(gone)).order_by(frame.id)).scalars(),
+            tx.execute(select(frame.id).where(among(frame.source, gone)).order_by(frame.id)).scalars(),
             np.int64,
         )
         now = tx.execute(select(schema.state)).mappings().one()
@@ -42,17 +43,17 @@ def complete_forgetting(path: Path, header: Header, catalog: Catalog) -> int:
     generation = int(now["generation"]) + 1
     write_array_state(path / "frames", ArrayState(now["sealed"], generation), header.shard_frames)
     with catalog.writing() as tx:
-        mine = select(frame.id).where(frame.source.in_(gone))
+        mine = select(frame.id).where(among(frame.source, gone))
         tx.execute(delete(schema.tail).where(schema.tail.c.id.in_(mine)))
-        tx.execute(delete(schema.frames).where(frame.source.in_(gone)))
-        tx.execute(delete(schema.sources).where(source.id.in_(gone)))
+        tx.execute(delete(schema.frames).where(among(frame.source, gone)))
+        tx.execute(delete(schema.sources).where(among(source.id, gone)))
         if keeps_dropped:
-            tx.execute(delete(schema.dropped).where(schema.dropped.c.source.in_(gone)))
+            tx.execute(delete(schema.dropped).where(among(schema.dropped.c.source, gone)))
         tx.execute(update(schema.state).values(generation=generation, frames=schema.state.c.frames - len(ids)))
     for old in path.glob("catalog.db.old*"):
         old.unlink()
     remove_dir(path / "backups")
     catalog.scrub()
     with catalog.writing() as tx:
-        tx.execute(delete(schema.forgetting).where(schema.forgetting.c.source.in_(asked)))
+        tx.execute(delete(schema.forgetting).where(among(schema.forgetting.c.source, asked)))
     return len(ids)

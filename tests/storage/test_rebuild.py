@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,22 @@ def test_forgetting_takes_the_duplicates_along_and_leaves_no_trace(tmp_path: Pat
             sidecar = read_sidecar(path / "sidecars" / f"{shard}.npz")
             assert not {s.path for s in sidecar.sources} & {"/v/a", "/v/copy of a"}
         assert check(store) == []
+
+
+def test_a_source_with_more_duplicates_than_a_query_takes_numbers_can_be_forgotten(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "s", SMALL) as store:
+        with store.writer("t") as writer:
+            source = new_source(writer, "/v/a")
+            writer.append(source, [picture(source, 0)], "1")
+            for number in range(40):
+                new_source(writer, f"/v/{number}", same_as=source)
+        with store.catalog.reading() as tx:  # where there is one connection, it is the one that will be used
+            raw = tx.connection.driver_connection
+            assert isinstance(raw, sqlite3.Connection)
+            raw.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 30)  # 32,766 as SQLite comes
+        with store.writer("t") as writer:
+            assert writer.forget(source) == 1
+        assert store.catalog.sources() == []
 
 
 def test_the_golden_store_of_format_1_is_read_written_and_rebuilt(tmp_path: Path) -> None:
