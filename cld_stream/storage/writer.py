@@ -185,8 +185,8 @@ class Writer:
         Raises:
             StoreFullError, StoreBusyError: not now.
         """
-        self._committed_at = time.monotonic()
         if not (self._new or self._changed or self._rows):
+            self._committed_at = time.monotonic()
             self._seal_full()  # what a full disk has kept from being sealed
             return 0
         with self._catalog.writing() as tx:
@@ -207,7 +207,7 @@ class Writer:
         return done
 
     def commit_if_due(self, seconds: float) -> int:
-        """`commit` when the last one is at least this long ago [s]; gives the frames committed."""
+        """`commit` when the last one that succeeded is at least this long ago [s]; gives the frames committed."""
         due = time.monotonic() - self._committed_at >= seconds
         return self.commit() if due else 0
 

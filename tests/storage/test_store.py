@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from cld_stream.errors import (
     FormatTooNewError,
     LockHeldError,
     StoreError,
+    StoreFullError,
     StoreNotFoundError,
 )
 from cld_stream.storage.catalog import Catalog
@@ -209,6 +211,24 @@ def test_a_read_only_store_is_read_by_someone_who_may_not_write(log: bool) -> No
         assert frames == "6 True"
         assert "cannot open the writer lock" in writing
         assert "read-only here" in run
+
+
+def test_a_commit_that_failed_is_due_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise StoreFullError("no room")
+
+    with Store.create(tmp_path / "s", SMALL) as store, store.writer("test") as writer:
+        source = new_source(writer, "/v/a")
+        writer.append(source, [picture(source, 0)], None)
+        monkeypatch.setattr(writer, "_committed_at", time.monotonic() - 60)
+        with monkeypatch.context() as patch:
+            patch.setattr(store.catalog, "writing", full)
+            for _ in range(2):
+                with pytest.raises(StoreFullError):
+                    writer.commit_if_due(60)
+        assert writer.commit_if_due(60) == 1
+        writer.append(source, [picture(source, 1)], None)
+        assert writer.commit_if_due(60) == 0
 
 
 def test_frames_are_read_back_after_reopening(tmp_path: Path) -> None:
