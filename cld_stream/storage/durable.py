@@ -115,11 +115,18 @@ def publish_dir(aside: Path, path: Path) -> None:
     fsync_dir(path.parent)
 
 
-def remove_dir(path: Path) -> None:
-    """Remove a directory in one step for readers: first its name, then its content."""
+def remove_dir(path: Path, first: str = "") -> None:
+    """Remove a directory in one step for readers: first its name, then its content.
+
+    Args:
+        first: the file in it by which what a kill leaves would be taken for something whole.
+    """
     aside = temporary(path)
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(FileNotFoundError):  # someone else was faster
         path.rename(aside)
         fsync_dir(path.parent)
+        if first:
+            (aside / first).unlink(missing_ok=True)
+            fsync_dir(aside)
         shutil.rmtree(aside)

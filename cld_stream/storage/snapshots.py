@@ -185,7 +185,7 @@ def named_ids(store_path: Path) -> NDArray[np.int64]:
 
 def remove_snapshot(store_path: Path, id: str) -> None:  # noqa: A002
     """Remove the directory of a snapshot; its row must be gone before."""
-    remove_dir(snapshots_folder(store_path) / id)
+    remove_dir(snapshots_folder(store_path) / id, first=MANIFEST)  # without it nobody goes on with it as a build
 
 
 def drop_features(store: Store, ids: NDArray[np.int64], on_damage: Callable[[CorruptError], None] | None = None) -> int:
@@ -215,7 +215,7 @@ def drop_features(store: Store, ids: NDArray[np.int64], on_damage: Callable[[Cor
             except CorruptError as error:
                 if on_damage is not None:
                     store.catalog.drop_snapshot(name)
-                    remove_dir(path)
+                    remove_dir(path, first=MANIFEST)
                     on_damage(error)
     return removed
 

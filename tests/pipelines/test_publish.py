@@ -290,6 +290,26 @@ def test_snapshots_are_listed_pinned_and_pruned(tmp_path: Path) -> None:
     assert len(list_snapshots(store.path)) == 1
 
 
+def test_what_a_killed_pruning_left_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(left: Path, *, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            (left / "weights.safetensors").unlink()
+            raise KeyboardInterrupt
+
+    store = small_store(tmp_path / "s", videos=1)
+    first, _ = (publish(store, ENCODER, weights(seed), step=seed) for seed in (0, 1))
+    assert first is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            change_snapshots(store.path, prune=1)
+    again = publish(store, ENCODER, weights(0), step=2)
+    assert again is not None
+    assert again.id != first.id
+    assert again.weights().keys() == weights(0).keys()
+    assert [p.name for p in (store.path / "snapshots").glob(".*")] == []
+
+
 def test_a_checkpoint_older_than_the_latest_snapshot_is_published_only_when_forced(tmp_path: Path) -> None:
     store = small_store(tmp_path / "s")
     train(store.path, small_settings(), steps=3)
