@@ -219,7 +219,8 @@ def _replace_catalog(
 ) -> None:
     size = header.shard_frames
     shards = 1 + max((sidecar.shard for sidecar in sidecars), default=-1)
-    handed_out = max([1 + max(left.frames, default=-1), *(sidecar.next_id for sidecar in sidecars)])
+    written = [int(file.name) + 1 for file in (path / "frames" / "c").glob("[0-9]*") if file.name.isdecimal()]
+    handed_out = max([1 + max(left.frames, default=-1), size * max(written, default=0), *(s.next_id for s in sidecars)])
     try:
         generation = read_array_state(path / "frames").generation + 1
     except CorruptError:

@@ -66,6 +66,20 @@ def test_a_rebuilt_catalog_has_the_same_rows_for_every_sealed_shard(tmp_path: Pa
         assert check(store) == []
 
 
+def test_a_lost_id_is_not_given_again_though_the_newest_sidecar_is_lost_too(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with Store.create(path, SMALL) as store, store.writer("t") as writer:
+        source = new_source(writer, "/v/a")
+        for number in range(11):
+            writer.append(source, [picture(source, number)], f"{number}")
+            writer.commit()
+    (path / "catalog.db").unlink()
+    (path / "sidecars" / "1.npz").unlink()
+    assert rebuild_catalog(path).frames == 4
+    with Store.open(path) as store:
+        assert store.catalog.next_id() >= 11
+
+
 def test_a_source_that_lost_frames_or_was_being_read_becomes_partial(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with Store.create(path, SMALL) as store, store.writer("t") as writer:
