@@ -312,7 +312,7 @@ def stat_item(item: Item) -> Stat:
     """
     if item.kind == "file":
         status = item.path.stat()
-        return Stat(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return Stat(status.st_dev, status.st_ino, status.st_size, _kept_ns(status.st_mtime_ns))
     anchor = _anchor(item.path).stat()
     size, mtime_ns = 0, 0
     for member in item.members:
@@ -321,7 +321,12 @@ def stat_item(item: Item) -> Stat:
         except OSError:
             continue
         size, mtime_ns = size + status.st_size, max(mtime_ns, status.st_mtime_ns)
-    return Stat(anchor.st_dev, anchor.st_ino, size, mtime_ns)
+    return Stat(anchor.st_dev, anchor.st_ino, size, _kept_ns(mtime_ns))
+
+
+def _kept_ns(mtime_ns: int) -> int:
+    """A time as the catalog can hold it: from 1677 to 2262. Files of 1601 and 2400 happen (NTFS, damaged clocks)."""
+    return min(max(mtime_ns, -(1 << 63)), (1 << 63) - 1)
 
 
 def previous_outcome(row: SourceRow) -> str:

@@ -158,6 +158,16 @@ def test_a_touched_file_is_known(media: Path, store: Path) -> None:
     assert {s.mtime_ns for s in ledger(store)} >= {(media / "a.mp4").stat().st_mtime_ns}
 
 
+@pytest.mark.parametrize("utc", [13_569_465_600, -11_644_473_600], ids=["2400", "1601"])
+def test_a_file_of_a_time_that_no_catalog_holds_is_taken_and_known(tmp_path: Path, store: Path, utc: int) -> None:
+    photograph(tmp_path / "media" / "old.jpg")
+    os.utime(tmp_path / "media" / "old.jpg", (utc, utc))  # a file system that cannot hold it, either, cuts it off
+    photograph(tmp_path / "media" / "new.jpg", seed=1)
+    assert take(store, tmp_path / "media").frames == 2
+    again = take(store, tmp_path / "media")
+    assert (again.frames, [file.action for file in again.files]) == (0, ["known", "known"])
+
+
 def test_a_grown_video_is_continued(tmp_path: Path, store: Path) -> None:
     whole = film(tmp_path / "whole.ts", seconds=8).read_bytes()
     growing = tmp_path / "media" / "rec.ts"
