@@ -157,7 +157,9 @@ class Life:
 
 
 def _told(e: BaseException) -> str:
-    return "Ctrl-C, twice" if isinstance(e, KeyboardInterrupt) else f"{type(e).__name__}: {e}"[:500]
+    """What the catalog can hold: a path in it may not be text."""
+    said = "Ctrl-C, twice" if isinstance(e, KeyboardInterrupt) else f"{type(e).__name__}: {e}"[:500]
+    return said.encode(errors="backslashreplace").decode()
 
 
 def _brief(numbers: Numbers) -> str:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from cld_stream.config import OpsSettings
-from cld_stream.errors import PortTakenError, UsageError
+from cld_stream.errors import PortTakenError, StoreError, UsageError
 from cld_stream.pipelines import life
 from cld_stream.pipelines.extend import extend
 from cld_stream.pipelines.forget import forget
@@ -81,6 +81,12 @@ def test_a_run_that_fails_says_how_it_ended(store: Store) -> None:
     with pytest.raises(RuntimeError), store.trainer_lock(), Life(store, "train", OpsSettings()):
         raise RuntimeError("out of patience")
     assert "RuntimeError: out of patience" in str(process(store.path, "train")["line"])
+
+
+def test_a_run_that_fails_at_a_path_that_is_no_text_says_how_it_ended(store: Store) -> None:
+    with pytest.raises(StoreError), store.trainer_lock(), Life(store, "train", OpsSettings()):
+        raise StoreError(os.fsdecode(b"/data/\xff: the store is full"))
+    assert process(store.path, "train")["outcome"] == r"StoreError: /data/\udcff: the store is full"
 
 
 def test_a_run_that_is_broken_off_by_hand_says_so(store: Store) -> None:
