@@ -17,10 +17,12 @@ from PIL import Image
 
 from cld_stream.config import IngestSettings, Settings, StoreSettings
 from cld_stream.errors import BrokenFilesError, StoreNotFoundError, UsageError
+from cld_stream.media.discover import Item
 from cld_stream.pipelines import ingest as pipeline
 from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.ingest import IngestProgress, IngestReport, explained, ingest
 from cld_stream.pipelines.ingest_run import Run
+from cld_stream.pipelines.ledger import Stat, stat_item
 from cld_stream.storage.schema import Outcome, SourceRow
 from cld_stream.storage.store import Store
 from tests.pipelines.footage import film, photograph
@@ -166,6 +168,28 @@ def test_a_file_of_a_time_that_no_catalog_holds_is_taken_and_known(tmp_path: Pat
     assert take(store, tmp_path / "media").frames == 2
     again = take(store, tmp_path / "media")
     assert (again.frames, [file.action for file in again.files]) == (0, ["known", "known"])
+
+
+def test_a_file_that_shrinks_between_two_looks_ends_no_run(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photograph(tmp_path / "media" / "a.jpg")
+    photograph(tmp_path / "media" / "b.jpg", seed=1)
+    take(store, tmp_path / "media")
+    os.utime(tmp_path / "media" / "a.jpg", (1.7e9, 1.7e9))
+
+    looks: list[str] = []
+
+    def look(item: Item) -> Stat:
+        found = stat_item(item)
+        looks.append(item.path.name)
+        if looks.count("a.jpg") == 2:  # the first is for the order
+            os.truncate(tmp_path / "media" / "a.jpg", 10)
+        return found
+
+    monkeypatch.setattr("cld_stream.pipelines.ledger.stat_item", look)
+    report = take(store, tmp_path / "media")
+    assert [(Path(file.path).name, file.action) for file in report.files] == [("a.jpg", "known"), ("b.jpg", "known")]
 
 
 def test_a_grown_video_is_continued(tmp_path: Path, store: Path) -> None:
