@@ -16,7 +16,7 @@ __all__ = ["IgnoreRules"]
 _NAME = ".cldignore"
 _MOST_BYTES = 2**16
 _TOKEN = re.compile(
-    r"(?P<star>\*+)|(?P<one>\?)|\[(?P<neg>[!^]?)(?P<set>\]?(?:\\.|[^\]\\])*)\]|(?P<char>\\.|[^\\[])", re.S
+    r"(?P<star>\*+)|(?P<one>\?)|\[(?P<neg>[!^]?+)(?P<set>\]?+(?:\\.|[^\]\\])*)\]|(?P<char>\\.|[^\\[])", re.S
 )
 _IN_SET = re.compile(r"\\?(.)(?:-\\?(.))?", re.S)
 

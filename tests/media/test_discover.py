@@ -106,6 +106,22 @@ def test_cldignore_means_what_git_makes_of_it(tmp_path: Path) -> None:
         assert [n for n in everything if ignored(n)] == [n for n in everything if n in asked.stdout.split("\0")], lines
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is the judge")
+def test_a_set_that_does_not_end_names_nothing_as_in_git(tmp_path: Path) -> None:
+    names = ["[]", "]", "!", "a", "x[]", "x", "- [] todo", "]a", "!]", "]]", "a]"]
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    for line in ["[]", "[!]", "[^]", "x[]", "- [] todo", "[]]", "[!]]", "[]a]", "[!a", "[]]]", "[a]]", "\\[]"]:
+        (tmp_path / ".cldignore").write_text(f"{line}\n")
+        (tmp_path / ".gitignore").write_text(f"{line}\n")
+        rules = IgnoreRules().entered(tmp_path)
+        asked = subprocess.run(
+            ["git", "-C", tmp_path, "check-ignore", "--no-index", "-z", "--stdin"],
+            input="\0".join(names), capture_output=True, text=True,
+        )  # fmt: skip
+        ignored = [n for n in names if rules.ignores(tmp_path / n, is_dir=False)]
+        assert ignored == [n for n in names if n in asked.stdout.split("\0")], line
+
+
 @pytest.mark.parametrize("line", ["*a" * 7 + "*b", "*a" * 30_000 + "*b", " " * 65_000 + "x"])
 def test_no_cldignore_takes_long(tmp_path: Path, line: str) -> None:
     name = "a" * 200
