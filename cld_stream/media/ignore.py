@@ -48,16 +48,21 @@ class IgnoreRules:
         """The rules inside `folder`, whose own file (if any) comes on top.
 
         Raises:
-            OSError: that file is too large to be one; what it would leave out is not known.
+            OSError: that file cannot be read, or is too large to be one; what it would leave out is not known.
         """
+        file = folder / _NAME
         try:
-            file = folder / _NAME
             if not file.is_file():
                 return self
+        except OSError:  # nothing in this folder can be reached
+            return self
+        try:
             with file.open("rb") as content:
                 text = content.read(_MOST_BYTES + 1)
-        except OSError:
+        except FileNotFoundError:
             return self
+        except OSError as error:
+            raise OSError(error.errno, f"its {_NAME} cannot be read ({error.strerror})", str(file)) from None
         if len(text) > _MOST_BYTES:
             raise OSError(errno.EFBIG, f"its {_NAME} is larger than {_MOST_BYTES // 1024} kB", str(file))
         lines = text.decode("utf-8", "surrogateescape").splitlines()

@@ -1,11 +1,13 @@
 """Discovery: what a user names, and what it comes to."""
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -150,6 +152,28 @@ def test_a_folder_whose_cldignore_is_too_large_is_left_out_and_told(tmp_path: Pa
     scan = Scan(str(tmp_path), {})
     assert [seen.folder for seen in scan] == [str(tmp_path)]
     assert scan.unread == {str(tmp_path / "odd"): "its .cldignore is larger than 64 kB"}
+
+
+def test_a_folder_whose_cldignore_cannot_be_read_is_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(file: Path, *how: Any, **more: Any) -> Any:
+        if file == tmp_path / "shut" / ".cldignore":  # whoever runs the tests may read everything
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return really(file, *how, **more)
+
+    really = Path.open
+
+    touch(tmp_path / "shut" / "private.jpg", tmp_path / "b.jpg")
+    (tmp_path / "shut" / ".cldignore").write_text("private*\n")
+    monkeypatch.setattr(Path, "open", opened)
+    found = discover([str(tmp_path)])
+    why = "its .cldignore cannot be read (Permission denied)"
+    assert [item.path.name for item in found.items] == ["b.jpg"]
+    assert found.skipped == [(tmp_path / "shut", f"cannot be read: {why}")]
+    scan = Scan(str(tmp_path), {})
+    assert [list(seen.changed) for seen in scan] == [["b.jpg"]]
+    assert scan.unread == {str(tmp_path / "shut"): why}
 
 
 def test_a_cldignore_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
