@@ -176,7 +176,8 @@ class _Walk:
         return rules, subfolders, files
 
     def _add_files(self, folder: Path, files: list[tuple[Path, int]], *, leaf: bool) -> None:
-        members = numbered_sequence([p for p, _ in files], self._fps) if leaf else ()
+        regular = [path for path, mode in files if stat.S_ISREG(mode)]
+        members = numbered_sequence(regular, self._fps) if leaf else ()
         if members:
             self._add_item(Item("sequence", folder, members))
         taken = {m.path for m in members}

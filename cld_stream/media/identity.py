@@ -11,6 +11,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from cld_stream.media.paths import is_no_file
+
 __all__ = ["SCHEME", "fingerprint", "fingerprint_sequence", "is_unfinished"]
 
 SCHEME = "b1"
@@ -64,6 +66,8 @@ def fingerprint_sequence(members: Sequence[Path]) -> str:
     total = 0
     for member in members:
         try:
+            if is_no_file(member):
+                raise OSError(f"{member} is no file")
             with member.open("rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
                 head = file.read(_MEMBER_EDGE_BYTES)

@@ -2,9 +2,10 @@
 
 import errno
 import os
+import stat
 from pathlib import Path
 
-__all__ = ["absolute", "changed_ns", "gone"]
+__all__ = ["absolute", "changed_ns", "gone", "is_no_file"]
 
 _NOTHING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
@@ -29,3 +30,11 @@ def gone(path: Path) -> bool:
     except OSError as error:
         return error.errno in _NOTHING
     return False
+
+
+def is_no_file(path: Path) -> bool:
+    """Whether there is something that cannot be read again: a pipe, on which opening waits, a device, a folder."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False

@@ -9,6 +9,7 @@ from PIL import Image
 
 from cld_stream.media.frames import MediaFrame, moment
 from cld_stream.media.job import Chunk, Done, Event, Job, Outcome, Started
+from cld_stream.media.paths import is_no_file
 from cld_stream.media.photo import read_still
 from cld_stream.media.reasons import VANISHED, picture_reason, too_large
 
@@ -17,6 +18,7 @@ __all__ = ["READER", "read_sequence"]
 READER = "pillow-sequence"
 _CHUNK_FRAMES = 64
 _CHUNK_S = 1.0
+_NO_FILE = "a pipe, device or folder, not a file"
 
 
 def read_sequence(job: Job) -> Iterator[Event]:
@@ -48,6 +50,8 @@ def read_sequence(job: Job) -> Iterator[Event]:
 
 def _read_member(job: Job, index: int) -> MediaFrame:
     member = job.members[index]
+    if is_no_file(member.path):
+        raise OSError(_NO_FILE)
     frame = read_still(job, member.path).frame
     time_s = float(index) if member.time_s is None else member.time_s
     return MediaFrame(frame.jpeg, time_s, moment(member.wall_utc), 0, frame.aspect)
@@ -56,6 +60,8 @@ def _read_member(job: Job, index: int) -> MediaFrame:
 def _reason(job: Job, index: int, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return too_large("its", job.max_pixels)
+    if is_no_file(job.members[index].path):
+        return _NO_FILE
     reason = picture_reason(job.members[index].path, error)
     return "no such file" if reason == VANISHED else reason  # a table may name what never was
 

@@ -291,6 +291,23 @@ def test_a_table_of_sequences_keeps_labels_and_grows(tmp_path: Path, store: Path
     assert [s.frames for s in ledger(store)] == [3, 3]
 
 
+@pytest.mark.parametrize("way", ["folder", "table"])
+def test_a_pipe_among_pictures_is_not_waited_for(tmp_path: Path, way: str) -> None:
+    for n in range(12):
+        photograph(tmp_path / "media" / f"{n:04}.jpg", seed=n)
+    (tmp_path / "media" / "0005.jpg").unlink()
+    os.mkfifo(tmp_path / "media" / "0005.jpg")
+    table = "".join(f"media/{n:04}.jpg\ts\t{n}\n" for n in range(12))
+    (tmp_path / "t.tsv").write_text(f"path\tsequence\torder\n{table}")
+    what = tmp_path / "media" if way == "folder" else f"@{tmp_path}/t.tsv"
+    done = subprocess.run(
+        [sys.executable, "-m", "cld_stream", "ingest", str(what), "--store", str(tmp_path / "store"), "--json"],
+        capture_output=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["frames"] == 11
+    assert b"pipe" in done.stdout
+
+
 def test_stopping_commits_and_the_next_run_goes_on(tmp_path: Path, store: Path) -> None:
     media = tmp_path / "media"
     film(media / "long.mkv", seconds=30)
