@@ -33,8 +33,10 @@ class Catalog(Published):
         query = select(*schema.SOURCE_COLUMNS).order_by(schema.sources.c.id)
         for name, value in where.items():
             column = schema.sources.c[name]
-            many = isinstance(value, list | tuple)
-            query = query.where(column.in_(value) if many else column == value)
+            if isinstance(value, list | tuple):
+                query = query.where(among(column, value) if name == "id" else column.in_(value))
+            else:
+                query = query.where(column == value)
         with self.reading() as tx:
             return [source_row(row) for row in tx.execute(query).mappings()]
 

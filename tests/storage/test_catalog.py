@@ -1,5 +1,6 @@
 """Sources, rows, snapshots and runs as the catalog gives them back."""
 
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,16 @@ def test_a_source_comes_back_as_it_went_in(store: Store) -> None:
     assert store.catalog.source_by_path("/v/copy.mp4") is None
     assert [s.id for s in store.catalog.sources(fingerprint=row.fingerprint)] == [first]
     assert store.catalog.totals().outcomes == {"PARTIAL": 1, "ALREADY_PRESENT": 1}
+
+
+def test_sources_are_asked_for_by_any_number_of_ids(store: Store) -> None:
+    with store.writer("t") as writer:
+        ids = [new_source(writer, f"/v/{number}") for number in range(40)]
+    with store.catalog.reading() as tx:  # where there is one connection, it is the one that will be used
+        raw = tx.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        raw.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 30)  # 32,766 as SQLite comes
+    assert [source.id for source in store.catalog.sources(id=ids)] == ids
 
 
 def test_a_person_may_name_a_source_by_id_path_or_a_unique_ending(store: Store) -> None:
