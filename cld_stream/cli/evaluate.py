@@ -41,17 +41,18 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Say what the features are worth: with labels where there are some, and without. Every number: docs/eval.md."""
-    from cld_stream.cli.progress import EvalDisplay
-    from cld_stream.cli.tables import print_eval
-    from cld_stream.pipelines.device import choose_device
-    from cld_stream.pipelines.evaluate import evaluate as run
+    with StopSignals() as stop:  # the imports take seconds
+        from cld_stream.cli.progress import EvalDisplay
+        from cld_stream.cli.tables import print_eval
+        from cld_stream.pipelines.device import choose_device
+        from cld_stream.pipelines.evaluate import evaluate as run
 
-    names = [name.strip() for name in (probes or "").split(",") if name.strip()]
-    with StopSignals() as stop, EvalDisplay() as display:
-        report = run(
-            store, labels=labels, snapshot=snapshot, checkpoint=checkpoint, space=space, names=names,
-            device=choose_device(device), on_progress=display, stop=stop,
-        )  # fmt: skip
+        names = [name.strip() for name in (probes or "").split(",") if name.strip()]
+        with EvalDisplay() as display:
+            report = run(
+                store, labels=labels, snapshot=snapshot, checkpoint=checkpoint, space=space, names=names,
+                device=choose_device(device), on_progress=display, stop=stop,
+            )  # fmt: skip
     if json:
         answer_json(report.as_dict())
     else:

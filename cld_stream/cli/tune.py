@@ -43,17 +43,18 @@ def tune(
     json: JsonOption = False,
 ) -> None:
     """Compare settings on your own footage without labels: short runs, ranked by how well held-out frames are found."""
-    from cld_stream.cli.progress import TuneDisplay, print_tune_report
-    from cld_stream.pipelines.device import choose_device
-    from cld_stream.pipelines.tune import Given
-    from cld_stream.pipelines.tune import tune as run
+    with StopSignals() as stop:  # the imports take seconds
+        from cld_stream.cli.progress import TuneDisplay, print_tune_report
+        from cld_stream.pipelines.device import choose_device
+        from cld_stream.pipelines.tune import Given
+        from cld_stream.pipelines.tune import tune as run
 
-    given = Given(choose_device(device), recipe, config, tuple(set or ()))
-    with StopSignals() as stop, TuneDisplay() as display:
-        report = run(
-            store, given, candidates=candidates, steps=steps, seeds=seeds, frames=frames, out=out,
-            on_progress=display, stop=stop,
-        )  # fmt: skip
+        given = Given(choose_device(device), recipe, config, tuple(set or ()))
+        with TuneDisplay() as display:
+            report = run(
+                store, given, candidates=candidates, steps=steps, seeds=seeds, frames=frames, out=out,
+                on_progress=display, stop=stop,
+            )  # fmt: skip
     if json:
         answer_json(report.as_dict())
     else:

@@ -18,7 +18,7 @@ from cld_stream.pipelines.report import IngestReport, WatchReport
 from cld_stream.pipelines.status import status
 from tests.faults.faulty import ROOT, holding_the_catalog
 from tests.pipelines.footage import photograph
-from tests.pipelines.published import small_store
+from tests.pipelines.published import published, small_store
 from tests.pipelines.test_life import SMALL, until
 
 
@@ -72,6 +72,30 @@ def test_a_command_that_is_stopped_while_it_loads_answers_as_json(
     answer = json.loads(stopped_while_it_loads(tmp_path, *arguments, "--json")[0])
     assert known.items() <= answer.items()
     assert {f.name for f in fields(report)} <= answer.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "known"),
+    [(["eval"], {"stopped": True, "numbers": {}}), (["tune", "--device", "cpu"], {"finished": False, "done": 0})],
+)
+def test_what_compares_and_is_stopped_while_it_loads_answers(
+    arguments: list[str], known: dict[str, object], tmp_path: Path
+) -> None:
+    published(tmp_path / "store", videos=11).store.close()
+    command = [sys.executable, "-X", "importtime", "-m", "cld_stream", *arguments, "--store", "store", "--json"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+    ) as loading:
+        assert loading.stderr is not None
+        while not loading.stderr.readline().rstrip().endswith(" cld_stream.cli.progress"):  # torch comes after it
+            assert loading.poll() is None
+        loading.send_signal(signal.SIGTERM)
+        out, err = loading.communicate(timeout=100)
+    (said,) = (line for line in err.splitlines() if not line.startswith("import time:"))
+    assert loading.returncode == 0
+    assert said.startswith("Stopping: ")
+    assert known.items() <= json.loads(out).items()
 
 
 def script() -> str:
