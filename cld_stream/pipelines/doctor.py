@@ -105,7 +105,7 @@ def _torch() -> str:
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return f"{torch.__version__}, {', '.join(gpus) or 'no GPU: train takes the CPU recipe'}"
+    return f"{torch.__version__}, {', '.join(gpus) or 'no GPU: train takes the recipe stream, in the size of a CPU'}"
 
 
 def _faiss() -> str:
