@@ -45,7 +45,10 @@ def _show_version(value: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[  # noqa: ARG001 - answered by its callback
-        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_show_version, is_eager=True, allow_from_autoenv=False
+        ),
     ] = False,
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="More log lines; twice for all.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only answers and errors.")] = False,

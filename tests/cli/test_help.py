@@ -61,3 +61,10 @@ def test_settings_may_come_from_the_environment(cli: Cli, monkeypatch: pytest.Mo
     monkeypatch.setenv("CLD_STREAM_CONFIG_SET", "ingest.fps=3 optim.lr=0.5")
     told = json.loads(cli("config", "--json").out)
     assert (told["ingest"]["fps"], told["optim"]["lr"]) == (3.0, 0.5)
+
+
+@pytest.mark.parametrize("value", ["1", "1.2.3"])
+def test_a_variable_that_names_a_version_ends_no_command(cli: Cli, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("CLD_STREAM_VERSION", value)
+    ended = cli("config", "--json")
+    assert (ended.code, ended.out[:1]) == (0, "{"), ended.err
