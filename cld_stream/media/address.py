@@ -2,7 +2,9 @@
 
 import re
 
-__all__ = ["is_camera", "is_device", "masked"]
+from cld_stream.errors import UsageError
+
+__all__ = ["is_camera", "is_device", "masked", "refuse_address"]
 
 _DEVICE = re.compile(r"/dev/(video\d+|v4l/.+)")
 _STREAM = re.compile(r"rtsps?://", re.IGNORECASE)
@@ -18,6 +20,16 @@ def is_device(text: str) -> bool:
 def is_camera(text: str) -> bool:
     """Whether it names a camera: an `rtsp://` or `rtsps://` address, or a capture device."""
     return is_device(text) or _STREAM.match(text) is not None
+
+
+def refuse_address(text: str) -> None:
+    """An address that is no camera's is not taken for a path, nor shown with what opens it.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if not is_camera(text) and _URL.match(text):
+        raise UsageError(f"{masked(text)}: cameras are rtsp://, rtsps:// or /dev/video0. Download files first.")
 
 
 def masked(text: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from cld_stream.errors import UsageError
+from cld_stream.media.address import refuse_address
 from cld_stream.media.ignore import IgnoreRules
 from cld_stream.media.job import Member
 from cld_stream.media.numbered import numbered_sequence
@@ -104,6 +105,7 @@ class _Walk:
             if listed_in is not None:
                 self.result.skipped.append((path, "named in a list, but does not exist"))
                 return
+            refuse_address(text)
             why = getattr(error, "strerror", None) or error
             raise UsageError(
                 f"{text}: no such file or folder ({why}). Check the path; if it is on a drive, attach the drive."

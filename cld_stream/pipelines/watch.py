@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from cld_stream.config import Settings
 from cld_stream.errors import UsageError
 from cld_stream.learn.memory import give_freed_memory_back
-from cld_stream.media.address import is_camera, masked
+from cld_stream.media.address import is_camera, masked, refuse_address
 from cld_stream.media.discover import Item
 from cld_stream.media.paths import absolute, gone
 from cld_stream.media.pool import DecodePool
@@ -259,10 +259,9 @@ def _sorted_out(inputs: Sequence[str], *, known_store: bool) -> tuple[list[str],
     tops, urls = [], []
     for text in inputs:
         path = str(absolute(text))
+        refuse_address(text)
         if is_camera(text):
             urls.append(text)
-        elif "://" in text:
-            raise UsageError(f"{masked(text)}: cameras are rtsp://, rtsps:// or /dev/video0. Download files first.")
         elif (text.startswith("@") and gone(Path(text))) or _is_other(Path(path)):
             raise UsageError(f"{text}: only folders and cameras can be watched. Ingest it without --watch.")
         elif gone(Path(path)) and not known_store:

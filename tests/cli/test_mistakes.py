@@ -55,6 +55,7 @@ MISTAKES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "unknown option": ("ingest media --fsp 2", 2, ("--fsp",)),
     "no path": ("ingest", 2, ("PATH",)),
     "absent path": ("ingest nowhere", 2, ("nowhere",)),
+    "an address that is no camera's": ("ingest http://me:cat@cam/mjpg", 2, ("http://cam/mjpg: cameras are",)),
     "absent list": ("ingest @nowhere.txt", 2, ("nowhere.txt",)),
     "table without a header": ("ingest @bad.tsv", 2, ("bad.tsv", "path")),
     "zero frames a second": ("ingest media --fps 0", 2, ("fps", "greater than 0")),
