@@ -261,6 +261,11 @@ class SnapshotView:
 
         if isinstance(picture, Image.Image):
             picture = np.asarray((ImageOps.exif_transpose(picture) or picture).convert("RGB"))
+        if not isinstance(picture, np.ndarray):
+            raise UsageError(
+                f"{type(picture).__name__}: neither a frame's id (an int), nor a picture (a path, a PIL image, or an "
+                "array H x W x 3 of type uint8), nor a vector (a one-dimensional array)"
+            )
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
             raise UsageError(f"a picture is H x W x 3 of type uint8; got {picture.shape} of {picture.dtype}")
         header, aspect = self._store.header, picture.shape[1] / picture.shape[0]

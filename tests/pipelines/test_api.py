@@ -69,6 +69,9 @@ def test_frame_vector_picture_array_and_file_can_be_asked(made: Published, tmp_p
         assert len(snapshot.query(17, 36, distinct_s=100)) == 3
         with pytest.raises(UsageError, match="uint8"):
             snapshot.query(np.zeros((4, 4, 3)))
+        for other in ([0.1, 0.2], 17.0, None):
+            with pytest.raises(UsageError, match="frame's id"):
+                snapshot.query(other)  # type: ignore[arg-type]
         with pytest.raises(UsageError, match="k must"):
             snapshot.query(17, 0)
     assert isinstance(picture, Image.Image)
