@@ -32,7 +32,7 @@ def escape_what_cannot_be_encoded() -> None:
 
 
 class _Lossy(io.FileIO):
-    """A file that takes what it can: what fails with `of` is lost."""
+    """A file that takes what it can: what fails with `of` is lost, and another failure says that stdout had it."""
 
     def __init__(self, fd: int, of: type[OSError]) -> None:
         super().__init__(fd, "w", closefd=False)
@@ -41,7 +41,9 @@ class _Lossy(io.FileIO):
     def write(self, data: "ReadableBuffer", /) -> int:
         try:
             return super().write(data)
-        except self._of:
+        except OSError as error:
+            if not isinstance(error, self._of):
+                raise OSError(error.errno, error.strerror, "stdout") from error
             self.lost = True
             return memoryview(data).nbytes
 
