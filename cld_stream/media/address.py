@@ -1,14 +1,16 @@
 """Addresses of cameras, and how they are shown: without what opens them."""
 
 import re
+from collections.abc import Container
 
 from cld_stream.errors import UsageError
 
-__all__ = ["is_camera", "is_device", "masked", "refuse_address"]
+__all__ = ["is_camera", "is_device", "masked", "refuse_address", "require_complete"]
 
 _DEVICE = re.compile(r"/dev/(video\d+|v4l/.+)")
 _STREAM = re.compile(r"rtsps?://", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 _SECRET = re.compile(r"([\w.-]*(?:us[er]|login|pas|pwd|token|auth|key|secret|sig)[\w.-]*)=[^&;/?#]*", re.IGNORECASE)
 
 
@@ -30,6 +32,30 @@ def refuse_address(text: str) -> None:
     """
     if not is_camera(text) and _URL.match(text):
         raise UsageError(f"{masked(text)}: cameras are rtsp://, rtsps:// or /dev/video0. Download files first.")
+
+
+def require_complete(text: str, known: Container[str]) -> None:
+    """A camera that can never answer is a mistake, and not one that is down.
+
+    Args:
+        known: names of variables; a user or password that is `$NAME` must be one of them.
+
+    Raises:
+        UsageError: the address names no host, or a variable that is not known.
+    """
+    if is_device(text):
+        return
+    shown = masked(text)
+    if re.match(r"\w+://(?:[:/?#]|$)", shown):
+        raise UsageError(f"{shown}: no host in this address. Write rtsp://HOST/PATH; perhaps a variable is not set.")
+    secret, at, _ = text.partition("://")[2].rpartition("@")
+    for word in secret.split(":", 1) if at else ():
+        name = _VARIABLE.fullmatch(word)
+        if name and name[1] not in known:
+            raise UsageError(
+                f"{shown}: its user or password is ${name[1]}, and there is no such variable. Set it; in a service, by "
+                "EnvironmentFile=. (A $ of the password's own is written %24.)"
+            )
 
 
 def masked(text: str) -> str:

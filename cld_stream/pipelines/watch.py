@@ -4,6 +4,7 @@ Everything happens in one thread, a tick at a time; workers decode, and threads 
 a batch of files is, and when, is decided in `folders`; what is done with each file, by the ledger, as in `ingest`.
 """
 
+import os
 import stat
 import sys
 import time
@@ -18,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from cld_stream.config import Settings
 from cld_stream.errors import UsageError
 from cld_stream.learn.memory import give_freed_memory_back
-from cld_stream.media.address import is_camera, masked, refuse_address
+from cld_stream.media.address import is_camera, masked, refuse_address, require_complete
 from cld_stream.media.discover import Item
 from cld_stream.media.paths import absolute, gone
 from cld_stream.media.pool import DecodePool
@@ -261,6 +262,7 @@ def _sorted_out(inputs: Sequence[str], *, known_store: bool) -> tuple[list[str],
         path = str(absolute(text))
         refuse_address(text)
         if is_camera(text):
+            require_complete(text, os.environ)
             urls.append(text)
         elif (text.startswith("@") and gone(Path(text))) or _is_other(Path(path)):
             raise UsageError(f"{text}: only folders and cameras can be watched. Ingest it without --watch.")
