@@ -5,9 +5,10 @@ import gc
 import os
 import re
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import cld_stream
 from cld_stream.cli import evaluate, ingest, manage, query, snapshots, train, tune
@@ -19,10 +20,26 @@ from cld_stream.cli.output import (
     set_up_logging,
     work_without_readers,
 )
-from cld_stream.errors import CldError
+from cld_stream.errors import CldError, UsageError
+
+
+class _Commands(TyperGroup):
+    """With `--json-logs` what the option parser refuses is a log line too, not a box."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as e:
+            said = getattr(e, "format_message", None)  # the parser's errors alone have it
+            if said is None or not ctx.params["json_logs"]:
+                raise
+            set_up_logging(0, debug=False, as_json=True)
+            raise UsageError(f"{said().rstrip('.')}. See --help.") from None
+
 
 app = typer.Typer(
     name="cld-stream",
+    cls=_Commands,
     help="Learn features from the footage you have: ingest a folder, keep a trainer running, find neighbours.",
     epilog="Start here: cld-stream ingest ~/Videos && cld-stream train --until-caught-up && cld-stream query photo.jpg",
     no_args_is_help=True,

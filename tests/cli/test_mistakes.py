@@ -128,6 +128,15 @@ def test_a_mistake_gives_a_clear_line_and_its_exit_code(cli: Cli, home: Path, na
         assert len(ended.err.strip().splitlines()) <= (3 if code == 2 else 1), ended.err
 
 
+@pytest.mark.parametrize("arguments", ["ingst media", "ingest media --fsp 2", "ingest", "ingest media --fps two", ""])
+def test_with_json_logs_what_the_option_parser_refuses_is_a_log_line(home: Path, arguments: str) -> None:
+    command = [sys.executable, "-m", "cld_stream", "--json-logs", *shlex.split(arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = map(json.loads, ended.stderr.splitlines())
+    assert (line["level"], line["message"][-13:]) == ("ERROR", ". See --help.")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a snapshot."""
