@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import sqlite3
 import time
@@ -256,7 +257,8 @@ _DAMAGE = (
 
 def _damaged(path: Path, why: str) -> CorruptError:
     return CorruptError(
-        f"{path}: the catalog is damaged ({why}). Rebuild it from the shards: cld-stream doctor --rebuild-catalog"
+        f"{path}: the catalog is damaged ({why}). Rebuild it from the shards: "
+        f"cld-stream doctor --rebuild-catalog --store {shlex.quote(str(path.parent))}"
     )
 
 

@@ -1,5 +1,6 @@
 """A store: its header, its catalog, and the ways in."""
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,8 @@ class Store:
         header = read_header(path)
         if not (path / "catalog.db").exists():
             raise CorruptError(
-                f"{path}: the catalog is missing. Rebuild it from the shards: cld-stream doctor --rebuild-catalog"
+                f"{path}: the catalog is missing. Rebuild it from the shards: "
+                f"cld-stream doctor --rebuild-catalog --store {shlex.quote(str(path))}"
             )
         catalog = Catalog(path / "catalog.db")
         catalog.next_id()

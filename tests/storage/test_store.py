@@ -100,10 +100,10 @@ def test_opening_says_what_is_wrong(tmp_path: Path) -> None:
         Store.open(path)
     (path / "store.json").write_text(json.dumps(header))
     (path / "catalog.db").write_bytes(b"garbage " * 1000)
-    with pytest.raises(CorruptError, match="--rebuild-catalog"):
+    with pytest.raises(CorruptError, match=f"--rebuild-catalog --store {path}$"):
         Store.open(path)
     (path / "catalog.db").unlink()
-    with pytest.raises(CorruptError, match="--rebuild-catalog"):
+    with pytest.raises(CorruptError, match=f"--rebuild-catalog --store {path}$"):
         Store.open(path)
 
 
