@@ -121,7 +121,8 @@ def _chosen(path: Path, lines: "csv.DictReader[str]", where: dict[str, str]) -> 
             if row["path"] and all(row[c] == v for c, v in where.items())
         ]
     if not rows:
-        wanted = f"no row has {where}; check the filter after `?`" if where else "no rows in it"
+        asked = " and ".join(f"{column}={value}" for column, value in where.items())
+        wanted = f"no row has {asked}; check the filter after `?`" if where else "no rows in it"
         raise UsageError(f"{path}: {wanted}.")
     return rows
 

@@ -278,8 +278,8 @@ def test_a_table_gives_sequences_in_order_of_first_appearance(tmp_path: Path) ->
 def test_a_table_is_filtered_by_columns(tmp_path: Path) -> None:
     (tmp_path / "list.tsv").write_text(TABLE)
     assert [i.path.name for i in discover([f"@{tmp_path}/list.tsv?split=train&label=dog"]).items] == ["list.tsv#a"]
-    with pytest.raises(UsageError, match="no row has"):
-        discover([f"@{tmp_path}/list.tsv?split=test"])
+    with pytest.raises(UsageError, match="no row has split=test and label=cow; "):
+        discover([f"@{tmp_path}/list.tsv?split=test&label=cow"])
 
 
 def test_times_may_be_seconds_or_dates(tmp_path: Path) -> None:
