@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
-    """Print rows; numbers stand right, text is shown harmlessly. A column name ending in `>` is right-aligned."""
+    """Print rows, without any name no header. Text is harmless; a column name ending in `>` is right-aligned."""
     table = Table(title=title, box=None, pad_edge=False, header_style="bold", title_justify="left")
+    table.show_header = any(columns)
     for name in columns:
         table.add_column(name.removesuffix(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
     for row in rows:

@@ -154,6 +154,10 @@ def test_that_no_frame_fits_is_said(cli: Cli, trained: Path) -> None:
     assert (json.loads(asked.out)["hits"], asked.err) == ([], "")
 
 
+def test_the_first_line_of_status_is_the_store(cli: Cli, home: Path) -> None:
+    assert cli("status").out.splitlines()[0].startswith("store ")
+
+
 def test_the_latest_snapshot_is_marked(cli: Cli, trained: Path) -> None:
     assert cli("snapshots", "--store", trained).out.splitlines()[1].endswith("latest")
 
