@@ -53,7 +53,9 @@ def ingest(
     """
     found = discover(inputs, settings.ingest.sequence_fps)
     if dry_run:
-        return _plan_only(store_path, found, settings, retry_broken=retry_broken)
+        report = _plan_only(store_path, found, settings, retry_broken=retry_broken)
+        report.strict = strict
+        return report
     store = open_or_create(store_path, settings)
     try:
         with (

@@ -107,9 +107,10 @@ class IngestReport:
         broken = [f.path for f in self.files if f.outcome is Outcome.BROKEN]
         if self.strict and broken:
             more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            rest = "" if self.dry_run else "Everything else is in the store. "
             raise BrokenFilesError(
                 f"{len(broken)} files are broken: {', '.join(map(ascii, broken[:3]))}{more}. "
-                "Everything else is in the store; repair or remove them, or leave out --strict."
+                f"{rest}Repair or remove them, or leave out --strict."
             )
 
 

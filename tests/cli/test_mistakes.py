@@ -181,6 +181,14 @@ def test_a_dry_run_says_what_would_be_done(cli: Cli, home: Path) -> None:
     assert "damaged" in next(line for line in told.splitlines() if line.startswith("BROKEN"))
 
 
+def test_a_dry_run_is_as_strict_about_files_that_are_known_to_be_broken(cli: Cli, home: Path) -> None:
+    assert cli("ingest", "media", "--dry-run", "--strict", "--store", "new").code == 0
+    cli("ingest", "media", "--store", "new")
+    ended = cli("ingest", "media", "--dry-run", "--strict", "--json", "--store", "new")
+    assert (ended.code, json.loads(ended.out)["strict"]) == (4, True)
+    assert "Everything else" not in ended.err
+
+
 @pytest.mark.parametrize("readable", [0, 1])
 def test_a_demo_of_too_little_ends_before_it_trains(cli: Cli, tmp_path: Path, readable: int) -> None:
     media = tmp_path / "media"
