@@ -264,7 +264,7 @@ class OptimSettings(_Section):
     amp: Literal["gpu", "always", "never"] = setting(
         "gpu", "bf16 autocast; `always` pays on CPUs with bf16 instructions"
     )
-    seed: int = setting(0, "of every random choice", ge=0)
+    seed: int = setting(0, "of every random choice", ge=0, le=2**64 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,6 +38,7 @@ def test_every_packaged_recipe_loads(name: str) -> None:
         ("optim.batch=12.5", "optim.batch"),
         ("store.fit=squeeze", "'stretch', 'crop' or 'pad'"),
         ("augment=3", "expected section.key=value"),
+        ("optim.seed=18446744073709551616", "optim.seed: input should be less than or equal to"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_remedy(override: str, words: str) -> None:
