@@ -164,7 +164,8 @@ class Searcher:
         return allowed
 
     def _direction(self, vector: NDArray[Any]) -> NDArray[np.float32]:
-        query = np.asarray(vector, np.float32).reshape(-1)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is told
+            query = np.asarray(vector, np.float32).reshape(-1)
         if len(query) != self.width:
             raise UsageError(
                 f"the vector has {len(query)} numbers; the space {self._space!r} of snapshot "

@@ -229,6 +229,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], dict[str, Any]], type[CldError], str]
     "pickles": (lambda p: {"vector": npy(p, np.array([{}]))}, UsageError, "not a .npy file"),
     "width": (lambda p: {"vector": npy(p, np.ones(9))}, UsageError, "has 9 numbers; .* has 16"),
     "zero": (lambda p: {"vector": npy(p, np.zeros(16))}, UsageError, "points nowhere"),
+    "large": (lambda p: {"vector": npy(p, np.full(16, 1e300))}, UsageError, "points nowhere"),
     "nan": (lambda p: {"vector": npy(p, np.full(16, np.nan))}, UsageError, "points nowhere"),
     "gap": (lambda p: {"frame": 1, "distinct_s": -1.0}, UsageError, "--distinct-s"),
     "under": (lambda p: {"frame": 1, "under": "/elsewhere"}, UsageError, "no source of .* lies there"),
