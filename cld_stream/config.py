@@ -87,7 +87,7 @@ class IngestSettings(_Section):
         20.0, "a worker that neither shows progress nor computes for this long is killed [s]", gt=0
     )
     compute_s: float = setting(60.0, "CPU time that a worker may use without showing progress [s]", gt=0)
-    worker_memory_mb: int = setting(1024, "address space a worker may take beyond its start [MB]", ge=256)
+    worker_memory_mb: int = setting(1024, "address space a worker may take beyond its start [MB]", ge=256, le=10**9)
     worker_files: int = setting(1000, "a worker is replaced after this many files", ge=1)
     max_frames: int = setting(0, "the oldest frames beyond this many are dropped; 0 = none are", ge=0)
     max_gb: float = setting(0.0, "the oldest frames are dropped when all take more than this; 0 = none are [GB]", ge=0)
@@ -295,7 +295,7 @@ class TrainSettings(_Section):
     extend_s: float = setting(20.0, "new frames get features under the published encoder after this long [s]", gt=0)
     log_steps: int = setting(20, "steps between lines of metrics.jsonl", ge=1)
     bad_steps: int = setting(5, "non-finite steps in a row before the last good checkpoint is restored", ge=1)
-    threads: int = setting(0, "CPU threads of torch; 0 = torch's choice", ge=0)
+    threads: int = setting(0, "CPU threads of torch; 0 = torch's choice", ge=0, le=1024)
 
 
 @dataclass(frozen=True, kw_only=True)

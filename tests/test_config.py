@@ -38,6 +38,8 @@ def test_every_packaged_recipe_loads(name: str) -> None:
         ("optim.batch=12.5", "optim.batch"),
         ("store.fit=squeeze", "'stretch', 'crop' or 'pad'"),
         ("augment=3", "expected section.key=value"),
+        ("train.threads=9999999999999999999", "train.threads: input should be less than or equal to 1024"),
+        ("ingest.worker_memory_mb=9999999999999999999", "worker_memory_mb: input should be less than or equal to"),
         ("optim.seed=18446744073709551616", "optim.seed: input should be less than or equal to"),
     ],
 )
