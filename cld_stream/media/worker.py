@@ -132,8 +132,12 @@ def _address_space() -> int:
 
 
 def _set_limit(limit: int) -> None:
-    if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    """As far as who started ingest lets it: batch systems and services have a hard limit of their own."""
+    if sys.platform != "linux":
+        return
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    known = [one for one in (limit, hard) if one != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([*known, sys.maxsize]) if known else resource.RLIM_INFINITY, hard))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The worker pool: order kept, bad files cost themselves only, nothing outlives its parent."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -149,6 +150,21 @@ def test_a_file_that_needs_too_much_memory_is_broken_and_the_next_is_read(tmp_pa
         done = outcomes(pool, jobs)
     assert [d.outcome for d in done] == ["BROKEN", "ADDED"]
     assert "memory" in done[0].reason
+
+
+def test_files_are_read_under_a_hard_limit_of_memory(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.jpg")
+    command = [sys.executable, "-m", "cld_stream", "ingest", "a.jpg", "--json", "--store", "store"]
+    limited = ["sh", "-c", 'ulimit -v 16000000; exec "$@"', "sh", *command]  # the soft and the hard one [kB]
+    ran = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(ran.stdout)["counts"] == {"ADDED": 1}, ran.stdout
+
+
+def test_a_worker_may_be_allowed_more_memory_than_there_can_be(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.jpg")
+    with DecodePool(1, IngestSettings(worker_memory_mb=10**15)) as pool:
+        (done,) = outcomes(pool, [Job(key=0, kind="photo", path=tmp_path / "a.jpg")])
+    assert done.outcome == "ADDED", done.reason
 
 
 def test_a_worker_is_recycled_after_so_many_files(tmp_path: Path) -> None:
