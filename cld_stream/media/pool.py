@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess  # nosec B404
 import sys
 import time
@@ -24,6 +25,7 @@ from cld_stream.media.watchdog import Watchdog
 __all__ = ["DecodePool", "Worker"]
 
 _START_S = 60.0  # a new worker may take this long to load, on a busy machine
+_DEAF_S = 5 * _START_S  # who takes nothing of its job for so long will not read it any more
 _WINDOW_JOBS = 64  # jobs ahead of the one whose events are handed out
 _WINDOW_BYTES = 64 * 2**20  # events of such jobs kept in memory
 
@@ -51,6 +53,8 @@ class Worker:
             stderr=subprocess.DEVNULL,
         )
         theirs.close()
+        for way, most_s in ((socket.SO_RCVTIMEO, settings.heartbeat_s), (socket.SO_SNDTIMEO, _DEAF_S)):
+            ours.setsockopt(socket.SOL_SOCKET, way, _timeval(most_s))  # else half a message would hold ingest up
         self.pipe = Connection(ours.detach())
         self.job: Job | None = None
         self.files = 0
@@ -86,6 +90,12 @@ class Worker:
         if status < 0:
             return f"the decoder crashed on it ({signal.Signals(-status).name}); {source} is probably damaged"
         return f"the decoder gave up on it (exit status {status}); {source} is probably damaged"
+
+
+def _timeval(seconds: float) -> bytes:
+    """As the system has it; zero would be for ever."""
+    whole, part = divmod(min(max(seconds, 0.001), 1e6), 1.0)
+    return struct.pack("@ll", int(whole), int(part * 1e6))
 
 
 def _environment() -> dict[str, str]:

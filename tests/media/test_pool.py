@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from cld_stream.config import IngestSettings
-from cld_stream.media.job import Chunk, Done, Job, Started
+from cld_stream.media.job import Chunk, Done, Event, Job, Started
+from cld_stream.media.link import CameraLink
 from cld_stream.media.pool import DecodePool
 from cld_stream.media.video import read_video
 from tests.media.test_video import counter, frames_of, same, steady
@@ -110,6 +111,33 @@ def laborious(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("laborious") / "noise.jp2"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (1800, 1800, 3), dtype=np.uint8)).save(path)
     return path
+
+
+def test_a_worker_that_stops_within_a_message_is_killed_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that has taken a decoder over may do that, and so may a machine."""
+    path = counter(tmp_path / "a.mp4", steady(20))
+    half = f"#!{sys.executable}\nimport os, sys, time\nos.write(int(sys.argv[4]), b'\\0\\0\\0dhalf')\ntime.sleep(60)\n"
+    (tmp_path / "half").write_text(half)
+    (tmp_path / "half").chmod(0o755)
+    job, settings = video_jobs([path])[0], IngestSettings(heartbeat_s=0.5, camera_timeout_s=0.1)
+    with DecodePool(1, settings) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", str(tmp_path / "half"))
+            link = CameraLink(replace(job, kind="camera", url="rtsp://127.0.0.1:1/"), settings)
+            link.poll()
+            pool._hire()  # reads nothing yet
+        began = time.monotonic()
+        (done,) = outcomes(pool, [job])
+        assert (done.outcome, done.reason) == ("BROKEN", "the decoder stopped answering")
+        assert outcomes(pool, [job])[0].outcome == "ADDED"
+    events: list[Event] = []
+    while not events:
+        events = link.poll()
+    link.close()
+    assert [event.reason for event in events if isinstance(event, Done)] == ["the decoder stopped answering"]
+    assert time.monotonic() - began < 40
 
 
 def test_a_decoder_that_computes_is_slow_and_not_hung(laborious: Path) -> None:
