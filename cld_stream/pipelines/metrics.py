@@ -182,7 +182,11 @@ class _Board:
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():017.6f}.{os.getpid()}"
         self._file = FileIO(self._folder / name, "xb")
-        self._record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        try:
+            self._record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        except OSError:  # a full disk has room for names still: one for every attempt
+            (self._folder / name).unlink()
+            raise
         self._trim()
 
     def _record(self, event: Any) -> None:

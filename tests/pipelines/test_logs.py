@@ -1,6 +1,8 @@
 """Logs do not fill the disk, however long training runs."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,22 @@ def test_a_log_on_a_full_disk_ends_nothing(tmp_path: Path, capsys: pytest.Captur
     with MetricsLog(tmp_path) as logs:
         logs.write(progress(1))
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_empty_files_of_events(tmp_path: Path) -> None:
+    before, old = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with MetricsLog(tmp_path) as logs:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # names may be made, bytes not written
+            for step in range(10):
+                logs.write(progress(step))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, old)
+        assert list((tmp_path / "tensorboard").iterdir()) == []
+        logs.write(progress(10))
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert file.stat().st_size > 0
 
 
 def test_what_json_cannot_hold_is_null() -> None:
