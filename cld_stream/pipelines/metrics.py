@@ -204,14 +204,19 @@ class _Board:
             raise
 
     def _trim(self) -> None:
-        """Begin another file when this one is long, and remove the oldest beyond the limit."""
-        files = sorted(self._folder.glob("events.out.*"), key=lambda file: file.stat().st_mtime_ns)
-        total = sum(file.stat().st_size for file in files)
-        for old in files[:-1]:
+        """Begin another file when this one is long, and remove the oldest beyond the limit; what can be."""
+        found = []
+        for file in self._folder.glob("events.out.*"):
+            with suppress(OSError):  # somebody tidies up
+                found.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+        found.sort()
+        total = sum(size for _, size, _ in found)
+        for _, size, old in found[:-1]:
             if total > self._limit * (_PARTS - 1) // _PARTS:
-                total -= old.stat().st_size
-                old.unlink()
-        if files and files[-1].stat().st_size > self._limit // _PARTS:
+                total -= size
+                with suppress(OSError):
+                    old.unlink()
+        if found and found[-1][1] > self._limit // _PARTS:
             self.close()
 
 

@@ -61,5 +61,16 @@ def test_a_full_disk_leaves_no_empty_files_of_events(tmp_path: Path) -> None:
     assert file.stat().st_size > 0
 
 
+def test_files_of_events_that_cannot_be_looked_at_or_removed_end_nothing(tmp_path: Path) -> None:
+    events = tmp_path / "tensorboard"
+    (events / "events.out.0").mkdir(parents=True)  # as one that may not be removed
+    (events / "events.out.1").symlink_to("nowhere")  # as one that goes at that moment
+    with MetricsLog(tmp_path, limit_mb=1) as logs:
+        for step in range(800):
+            logs.write(progress(step))
+    assert sum(file.is_file() for file in events.iterdir()) < 8
+    assert 500_000 < size(*(file for file in events.iterdir() if file.is_file())) <= 1_200_000
+
+
 def test_what_json_cannot_hold_is_null() -> None:
     assert [finite(v) for v in (1, 2.5, "x", float("nan"), float("inf"))] == [1, 2.5, "x", None, None]
