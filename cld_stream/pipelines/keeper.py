@@ -35,6 +35,7 @@ __all__ = ["Keeper"]
 _SHOW_S = 0.25
 _EXTENDING = "giving features to new frames"
 _RETRY_S = 60.0  # after a publication that failed
+_LULL_S = 10.0  # without a step for this long, or for as long as three take, nothing is trained
 _EXTEND_FRAMES = 512  # at a time: training must not wait long
 
 
@@ -88,6 +89,7 @@ class Keeper:
         self._report: StepReport | None = None
         self._health: tuple[int | None, float, float] = None, math.nan, math.nan  # not measured yet
         self._frames, self._since, self._rates = 0, time.monotonic(), (0.0, 0.0)
+        self._stepped, self._lull_s = self._since, _LULL_S
 
     def __enter__(self) -> Self:
         logs = self._store.path / "logs"
@@ -120,7 +122,7 @@ class Keeper:
 
     def after_step(self, report: StepReport, frames: int, committed: int) -> None:
         """Take note of a step over so many frames."""
-        self._report = report
+        self._report, self._stepped = report, time.monotonic()
         self._frames += frames
         if report.ok and self._guard.due(self._learner.clock):
             self._look()
@@ -299,10 +301,12 @@ class Keeper:
         self._health = groups, feature_std(report.features), effective_rank(report.features)
         elapsed = max(now - self._since, 1e-6)
         self._rates = self._frames / elapsed, min(1.0, self.wait_s / elapsed)
+        self._lull_s = max(_LULL_S, 3 * elapsed / self._settings.train.log_steps)
         self._frames, self._since, self.wait_s = 0, now, 0.0
 
     def _progress(self, state: str, committed: int) -> TrainProgress:
         learner, report = self._learner, self._report
+        rates = self._rates if time.monotonic() - self._stepped < self._lull_s else (0.0, 0.0)
         return TrainProgress(
             state=state,
             step=learner.clock,
@@ -310,8 +314,8 @@ class Keeper:
             loss=report.loss if report else math.nan,
             instance=report.instance if report else math.nan,
             cld=report.cld if report else math.nan,
-            frames_s=self._rates[0],
-            data_wait=self._rates[1],
+            frames_s=rates[0],
+            data_wait=rates[1],
             lag=self._lag(committed),
             thinned=self.feed.thinned,
             fed=self.feed.fed,

@@ -32,7 +32,7 @@ class TrainProgress:
         state: `training`, `idle` (further steps on the buffer), `waiting` (for frames), `publishing`.
         step: steps tried; updates: steps taken.
         loss, instance, cld: of the last step [nats]; loss = instance + lambda x cld.
-        frames_s: fresh and replayed frames a second, over the last second or so.
+        frames_s: fresh and replayed frames a second, over the last `train.log_steps`; 0 where no step is taken.
         data_wait: share of the time that was spent waiting for pixels.
         lag: committed frames not yet fed; thinned: passed over so far; fed: fed so far.
         committed: frame ids handed out by the store.

@@ -100,6 +100,23 @@ def test_nine_steps_and_eleven_in_a_new_process_are_twenty_bit_for_bit(
     assert [m["loss"] for m in metrics(whole)] == [m["loss"] for m in metrics(parts)]
 
 
+def test_a_trainer_that_sleeps_trains_no_frames(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cld_stream.pipelines.keeper._LULL_S", 1.0)
+    grow(tmp_path, 60, settings)
+    said: list[TrainProgress] = []
+    until = time.monotonic() + 40
+
+    def slept() -> bool:
+        asleep = bool(said) and said[-1].state == "waiting" and said[-1].step > 0
+        return (asleep and said[-1].frames_s == 0) or time.monotonic() > until
+
+    train(tmp_path, settings, on_progress=said.append, stop=slept)
+    assert metrics(tmp_path)[-1]["frames_s"] > 0
+    assert (said[-2].state, said[-2].frames_s, said[-2].data_wait) == ("waiting", 0, 0)  # the last is the end
+
+
 def test_what_was_not_measured_yet_is_no_number(tmp_path: Path, settings: Settings) -> None:
     rare = replace(settings, train=replace(settings.train, log_steps=1000, idle_steps=0))
     measured = {"groups", "feature_std", "effective_rank"}
