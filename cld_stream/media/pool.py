@@ -26,6 +26,7 @@ __all__ = ["DecodePool", "Worker"]
 
 _START_S = 60.0  # a new worker may take this long to load, on a busy machine
 _DEAF_S = 5 * _START_S  # who takes nothing of its job for so long will not read it any more
+_ROUND_S = 3600.0  # a wait is no longer: the system's counts milliseconds, in 32 bits
 _WINDOW_JOBS = 64  # jobs ahead of the one whose events are handed out
 _WINDOW_BYTES = 64 * 2**20  # events of such jobs kept in memory
 
@@ -239,7 +240,7 @@ class DecodePool:
         head = queue[0].job.key
         busy = [w for w in self._workers if w.job and not (full and w.job.key != head)]
         next_look = min(w.watchdog.next_look for w in busy)
-        ready = wait([w.pipe for w in busy], max(0.0, next_look - time.monotonic()))
+        ready = wait([w.pipe for w in busy], min(_ROUND_S, max(0.0, next_look - time.monotonic())))
         by_key = {p.job.key: p for p in queue}
         for worker in busy:
             job = worker.job

@@ -140,6 +140,13 @@ def test_a_worker_that_stops_within_a_message_is_killed_and_replaced(
     assert time.monotonic() - began < 40
 
 
+@pytest.mark.parametrize("seconds", [float("inf"), 1e9])
+def test_workers_may_be_waited_for_without_end(seconds: float, tmp_path: Path) -> None:
+    path = counter(tmp_path / "a.mp4", steady(20))
+    with DecodePool(1, IngestSettings(heartbeat_s=seconds, compute_s=seconds)) as pool:
+        assert outcomes(pool, video_jobs([path]))[0].outcome == "ADDED"
+
+
 def test_a_decoder_that_computes_is_slow_and_not_hung(laborious: Path) -> None:
     jobs = [Job(key=i, kind="photo", path=laborious) for i in range(2)]  # the first may find the worker starting
     with DecodePool(1, IngestSettings(heartbeat_s=0.2)) as pool:
