@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cld_stream.errors import StoreNotFoundError, UsageError
+from cld_stream.media.address import masked
 from cld_stream.pipelines.sources import sources_under
 from cld_stream.search.distinct import search_distinct
 from cld_stream.search.flat import FlatIndex
@@ -155,7 +156,7 @@ class Searcher:
             sources = [row.id for row in sources_under(self._store.catalog, filters.under)]
             if not sources:
                 raise UsageError(
-                    f"--under {filters.under}: no source of {self._store.path} lies there. "
+                    f"--under {masked(filters.under)}: no source of {self._store.path} lies there. "
                     "Give a file or folder as it was ingested."
                 )
         allowed = np.zeros(len(self), bool)

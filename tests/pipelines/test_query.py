@@ -18,9 +18,10 @@ from cld_stream.media.frames import encode_frame
 from cld_stream.pipelines.extend import extend
 from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.neighbours import Searcher
+from cld_stream.pipelines.publish import publish
 from cld_stream.pipelines.query import query
 from cld_stream.pipelines.sheet import as_shown
-from tests.pipelines.published import NOON, Published, add_video, published, scene, small_store
+from tests.pipelines.published import ENCODER, NOON, Published, add_video, published, scene, small_store, weights
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,19 @@ def test_a_path_may_be_given_from_here(made: Published, monkeypatch: pytest.Monk
     assert len(query(path, frame=17, k=36, under=f"{here}media/./day0").hits) == 24
     assert len(query(path, frame=17, k=36, under="/media/day1/../day0/clip2.mp4").hits) == 12
     assert query(path, source=f"{here}media/day1/clip1.mp4", at=0, k=1).hits[0].source == "/media/day1/clip1.mp4"
+
+
+def test_a_camera_is_asked_by_its_address_with_or_without_password(tmp_path: Path) -> None:
+    store = small_store(tmp_path / "s", videos=1)
+    add_video(store, "rtsp://cam/stream1", 5)
+    made = publish(store, ENCODER, weights(), step=7)
+    assert made is not None
+    for given in ("rtsp://me:hush@cam/stream1", "rtsp://cam/stream1"):
+        assert query(store.path, source=given, at=1.0, under=given, k=1).hits[0].source == "rtsp://cam/stream1"
+    for elsewhere in ({"source": "rtsp://me:hush@elsewhere/", "at": 1.0}, {"frame": 1, "under": "rtsp://me:hush@e/"}):
+        with pytest.raises(CldError) as caught:
+            query(store.path, **elsewhere)  # type: ignore[arg-type]
+        assert "hush" not in str(caught.value)
 
 
 def test_an_open_searcher_sees_new_and_forgotten_frames(tmp_path: Path) -> None:
