@@ -220,6 +220,11 @@ def npy(folder: Path, values: Any) -> Path:
     return folder / "v.npy"
 
 
+def damaged(folder: Path, data: bytes) -> Path:
+    (folder / "v.npy").write_bytes(data)
+    return folder / "v.npy"
+
+
 MISTAKES: dict[str, tuple[Callable[[Path], dict[str, Any]], type[CldError], str]] = {
     "nothing": (lambda p: {}, UsageError, "exactly one of PICTURE"),
     "two": (lambda p: {"frame": 1, "vector": p}, UsageError, "got --frame and --vector"),
@@ -241,6 +246,12 @@ MISTAKES: dict[str, tuple[Callable[[Path], dict[str, Any]], type[CldError], str]
     "a matrix": (lambda p: {"vector": npy(p, np.ones((2, 16)))}, UsageError, r"expected one vector.*\(2, 16\)"),
     "words": (lambda p: {"vector": npy(p, np.array(["a"]))}, UsageError, "expected one vector"),
     "pickles": (lambda p: {"vector": npy(p, np.array([{}]))}, UsageError, "not a .npy file"),
+    "half an archive": (lambda p: {"vector": damaged(p, b"PK\3\4")}, UsageError, "not a .npy file"),
+    "a damaged header": (
+        lambda p: {"vector": damaged(p, b"\x93NUMPY\1\0\x10\0{'a':(1,2,3,1:2}\n")},
+        UsageError,
+        "not a .npy file",
+    ),
     "width": (lambda p: {"vector": npy(p, np.ones(9))}, UsageError, "has 9 numbers; .* has 16"),
     "zero": (lambda p: {"vector": npy(p, np.zeros(16))}, UsageError, "points nowhere"),
     "large": (lambda p: {"vector": npy(p, np.full(16, 1e300))}, UsageError, "points nowhere"),
