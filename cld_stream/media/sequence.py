@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from PIL import Image
@@ -21,11 +21,14 @@ _CHUNK_S = 1.0
 _NO_FILE = "a pipe, device or folder, not a file"
 
 
-def read_sequence(job: Job) -> Iterator[Event]:
+def read_sequence(job: Job, beat: Callable[[], None] = lambda: None) -> Iterator[Event]:
     """Read every picture of `job.members`, in order; all are kept, whatever `job.fps`.
 
     An unreadable picture leaves a gap and makes the outcome PARTIAL; none readable: BROKEN. The cursor is
     `{"next": first member to read, "bad": unreadable so far, "why": the first reason}`.
+
+    Args:
+        beat: called at every picture, as a sign of life: very many in a row may be unreadable.
     """
     state: dict[str, Any] = {"next": 0, "bad": 0, "why": ""}
     if job.cursor is not None:
@@ -34,13 +37,14 @@ def read_sequence(job: Job) -> Iterator[Event]:
     kept: list[MediaFrame] = []
     since = time.monotonic()
     for index in range(state["next"], len(job.members)):
+        beat()
         try:
             kept.append(_read_member(job, index))
         except Exception as error:  # noqa: BLE001 - one bad picture must not end the sequence
             state["bad"] += 1
             state["why"] = state["why"] or f"{job.members[index].path.name}: {_reason(job, index, error)}"  # fmt: skip
         state["next"] = index + 1
-        if len(kept) >= _CHUNK_FRAMES or time.monotonic() - since >= _CHUNK_S:
+        if len(kept) >= _CHUNK_FRAMES or (kept and time.monotonic() - since >= _CHUNK_S):
             yield Chunk(kept, json.dumps(state))
             kept, since = [], time.monotonic()
     if kept:

@@ -91,7 +91,7 @@ def _read(job: Job, beat: Callable[[], None]) -> Iterator[Event]:
         return read_probe(job)
     from cld_stream.media.sequence import read_sequence
 
-    return read_sequence(job)
+    return read_sequence(job, beat)
 
 
 def _die_with_parent() -> None:

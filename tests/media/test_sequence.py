@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import simplejpeg
 from PIL import Image
 
+import cld_stream.media.sequence as sequence_module
 from cld_stream.media.job import Chunk, Done, Job, Member
 from cld_stream.media.sequence import read_sequence
 
@@ -37,6 +39,20 @@ def test_a_broken_member_leaves_a_gap_and_a_reason(tmp_path: Path) -> None:
     assert isinstance(events[-1], Done)
     assert events[-1].outcome == "PARTIAL"
     assert events[-1].reason.startswith("2 of 4 pictures unreadable; 1.png: ")
+
+
+def test_pictures_behind_very_many_that_are_unreadable_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second without a readable picture is no chunk without frames, which would be no answer; nor is it silence."""
+    monkeypatch.setattr(sequence_module, "_CHUNK_S", 0.0)
+    draw(tmp_path, 8)
+    for bad in range(1, 7):
+        (tmp_path / f"{bad}.png").unlink()
+    signs: list[int] = []
+    events = list(read_sequence(sequence(tmp_path, 8), lambda: signs.append(1)))
+    assert [[f.time_s for f in e.frames] for e in events if isinstance(e, Chunk)] == [[0.0], [1.75]]
+    assert len(signs) == 8
 
 
 def test_no_readable_member_is_broken(tmp_path: Path) -> None:
