@@ -1,6 +1,7 @@
 """SIGINT and SIGTERM: the first asks for a clean end, a second SIGINT ends at once."""
 
 import signal
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -29,7 +30,8 @@ class StopSignals:
         if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = True
-        console.print(
-            "Stopping: finishing what is at hand. Press Ctrl-C again to end at once (nothing committed is lost).",
-            soft_wrap=True,
-        )
+        with suppress(RuntimeError):  # it came while something was being said: a stream takes no words within words
+            console.print(
+                "Stopping: finishing what is at hand. Press Ctrl-C again to end at once (nothing committed is lost).",
+                soft_wrap=True,
+            )

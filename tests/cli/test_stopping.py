@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cld_stream.cli.stopping import StopSignals
+from cld_stream.media.watchdog import cpu_seconds
 from cld_stream.pipelines.metrics import TrainReport
 from cld_stream.pipelines.report import IngestReport, WatchReport
 from cld_stream.pipelines.status import status
@@ -96,6 +97,39 @@ def test_what_compares_and_is_stopped_while_it_loads_answers(
     assert loading.returncode == 0
     assert said.startswith("Stopping: ")
     assert known.items() <= json.loads(out).items()
+
+
+_TALKS = """
+import sys
+from cld_stream.cli.output import console, work_without_readers
+from cld_stream.cli.stopping import StopSignals
+work_without_readers()
+with StopSignals() as stop:
+    print("talking", flush=True)
+    while not stop():
+        console.print("x" * 200, soft_wrap=True)
+print("ended")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_signal_that_comes_while_something_is_said_ends_in_order() -> None:
+    """Nobody reads stderr meanwhile, so that it comes within the words."""
+    command, environment = [sys.executable, "-c", _TALKS], os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as talking:
+        assert talking.stdout is not None
+        assert talking.stdout.readline() == b"talking\n"
+        until(lambda: _sleeps(talking.pid))
+        talking.send_signal(signal.SIGTERM)
+        out, err = talking.communicate(timeout=60)
+    assert (talking.returncode, out) == (0, b"ended\n"), err[-2000:]
+
+
+def _sleeps(pid: int) -> bool:
+    """Whether it still waits a while later, as for room in a pipe."""
+    used = cpu_seconds(pid)
+    time.sleep(0.5)
+    return cpu_seconds(pid) == used
 
 
 def script() -> str:
