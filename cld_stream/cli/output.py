@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import select
 import sys
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -40,7 +41,9 @@ class _Lossy(io.FileIO):
 
     def write(self, data: "ReadableBuffer", /) -> int:
         try:
-            return super().write(data)
+            while (taken := super().write(data)) is None:  # who shares it has set it not to wait, as node and ssh do
+                select.select([], [self], [])
+            return taken
         except OSError as error:
             if not isinstance(error, self._of):
                 raise OSError(error.errno, error.strerror, "stdout") from error

@@ -125,6 +125,22 @@ def test_a_signal_that_comes_while_something_is_said_ends_in_order() -> None:
     assert (talking.returncode, out) == (0, b"ended\n"), err[-2000:]
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_pipe_that_was_set_not_to_wait_is_waited_for(stream: str) -> None:
+    say = "answer" if stream == "stdout" else "console.print"
+    code = "from cld_stream.cli.output import answer, console, work_without_readers\nwork_without_readers()\n"
+    code += f"for _ in range(900): {say}('x' * 200)"
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    command, environment = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "300"}
+    with subprocess.Popen(command, env=environment, **{stream: writing}) as talking:  # type: ignore[call-overload]
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            time.sleep(1)
+            assert len(pipe.read()) == 900 * 201
+    assert talking.returncode == 0
+
+
 def _sleeps(pid: int) -> bool:
     """Whether it still waits a while later, as for room in a pipe."""
     used = cpu_seconds(pid)
