@@ -4,6 +4,7 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -284,6 +285,23 @@ def test_a_client_that_never_asks_blocks_nobody(store: Store) -> None:
         client = socket.create_connection(("127.0.0.1", port))
         assert get(port, "/healthz")[0] == 200
         client.close()
+
+
+def test_a_client_that_hangs_up_or_never_asks_is_worth_no_line(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cld_stream.pipelines.probes._Handler.timeout", 0.2)
+    port = free_port()
+    with store.trainer_lock(), Life(store, "train", OpsSettings(port=port)):
+        for asked in (b"", b"GET /metr"):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(asked)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            assert client.recv(1) == b""
+        time.sleep(0.2)
+        assert get(port, "/healthz")[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_the_service_manager_is_told_and_no_file_name_can_speak_to_it(
