@@ -102,7 +102,7 @@ class _Numbers(Collector):
         yield from families(TRAIN if life.kind == "train" else INGEST, life.numbers)
         try:
             now = status_of(life.store)
-        except CldError:
+        except (CldError, OSError):  # the drive of the store is away: what the process says of itself still counts
             return
         yield from families(STORE, vars(now))
         yield _sources(now)

@@ -257,6 +257,16 @@ def test_health_is_lost_by_a_loop_that_stands_still_and_comes_back(store: Store)
         get(port, "/healthz")
 
 
+def test_health_is_told_while_the_drive_of_the_store_is_away(store: Store) -> None:
+    port = free_port()
+    with store.trainer_lock(), Life(store, "train", OpsSettings(port=port)):
+        away = store.path.rename(store.path.with_name("away"))
+        status_, said = get(port, "/metrics")
+        away.rename(store.path)
+        assert (status_, "cld_stream_healthy 1.0" in said, "cld_stream_store_frames" in said) == (200, True, False)
+        assert "cld_stream_store_frames" in get(port, "/metrics")[1]
+
+
 def test_the_port_is_open_to_this_machine_only(store: Store) -> None:
     port = free_port()
     with store.trainer_lock(), Life(store, "train", OpsSettings(port=port)):
