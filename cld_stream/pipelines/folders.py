@@ -145,21 +145,29 @@ class Folders:
         return batch
 
     def took(
-        self, batch: Batch, now: float, spent_s: float, useful: set[str], unreadable: Mapping[str, int | None]
+        self,
+        batch: Batch,
+        now: float,
+        spent: Mapping[str, float],
+        useful: set[str],
+        unreadable: Mapping[str, int | None],
     ) -> None:
         """A batch was read.
 
         Args:
+            spent: what reading growing files and sequences took [s]; growing ones wait for all of those in the batch.
             useful: paths that gave frames.
             unreadable: those that the system did not let us read, and when their inode had last changed; they are known
                 once somebody changes that.
         """
+        growing_s = sum(spent.get(str(item.path), 0.0) for item in batch.found.items if item.growing)
         for item in batch.found.items:
+            path = str(item.path)
             if item.growing:
-                self._settling.took(str(item.path), now, spent_s, useful=str(item.path) in useful)
+                self._settling.took(path, now, growing_s, useful=path in useful)
             elif item.kind == "sequence":
-                self._sequences.add(str(item.path))
-                self._held[str(item.path)] = now, now + max(self._settings.growing_s, 10 * spent_s)
+                self._sequences.add(path)
+                self._held[path] = now, now + max(self._settings.growing_s, 10 * spent.get(path, 0.0))
         self._closed |= unreadable
         for path in batch.signs.keys() - self._closed.keys():
             folder, _, name = path.rpartition("/")

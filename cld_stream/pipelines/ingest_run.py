@@ -62,6 +62,7 @@ class Run:
         tick: called several times a second, in the caller's thread.
         patiently: does what is to be done on disk; a watch waits there for space.
         unreadable: paths that the system did not let us read, and when their inode had last changed.
+        spent: time spent waiting for what sequences and growing files gave [s], by path.
     """
 
     store: Store
@@ -86,6 +87,7 @@ class Run:
         self.counts: Counter[Outcome | None] = Counter()
         self.cpu = CpuMeter()
         self.unreadable: dict[str, int | None] = {}
+        self.spent: dict[str, float] = {}
 
     def over(self, found: Discovery, pool: DecodePool, stop: Callable[[], bool]) -> IngestReport:
         """Take everything that was found, unless asked to stop; once for each run."""
@@ -161,14 +163,19 @@ class Run:
 
     def _drain(self, pump: Pump[_Step], pool: DecodePool, stop: Callable[[], bool]) -> bool:
         """Take every step; False if asked to stop before the last."""
-        current = ""
+        current, waited_s = "", 0.0
         while not stop():
+            asked = time.monotonic()
             try:
                 step = pump.get(_TICK_S)
             except StopIteration:
                 return True
+            waited_s += time.monotonic() - asked
             if step is not None:
                 current = str(step[0].path)
+                if (item := step[0].item) is not None and (item.growing or item.kind == "sequence"):
+                    self.spent[current] = self.spent.get(current, 0.0) + waited_s
+                waited_s = 0.0
                 self._take(*step)
             if self.patiently(lambda: self.writer.commit_if_due(self.settings.ingest.commit_s)):
                 self.patiently(self.retention.enforce)

@@ -159,7 +159,7 @@ class _Watch:
             self._life.beat(progress.state, lambda: progress.as_dict() | self._retention.limits)
 
     def _ingest(self, batch: Batch) -> None:
-        began = self._used = time.monotonic()
+        self._used = time.monotonic()
         items = batch.found.items
         about = self._meanwhile(lambda: _About(items))
         if about is None:
@@ -177,7 +177,7 @@ class _Watch:
         self._close_batch()
         if not report.stopped:
             useful = {f.path for f in report.files if f.frames}
-            self._folders.took(batch, time.monotonic(), time.monotonic() - began, useful, run.unreadable)
+            self._folders.took(batch, time.monotonic(), run.spent, useful, run.unreadable)
 
     def _meanwhile(self, work: Callable[[], T]) -> T | None:
         """Work that reads files, while the ticks go on; None if asked to stop before it is done."""

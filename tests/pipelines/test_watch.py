@@ -17,9 +17,11 @@ import pytest
 
 from cld_stream.cli.output import safe
 from cld_stream.errors import LockHeldError, UsageError
+from cld_stream.media.discover import Item
 from cld_stream.pipelines.folders import Folders
 from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.ingest import ingest
+from cld_stream.pipelines.ledger import Entry, Ledger
 from cld_stream.pipelines.status import status
 from cld_stream.storage.schema import Outcome
 from cld_stream.storage.store import Store
@@ -72,7 +74,7 @@ def test_a_file_that_a_look_meets_while_it_is_read_is_not_read_again(media: Path
         batch = folders.take(time.monotonic())
         assert sorted(item.path.name for item in batch.found.items) == ["a.mp4", "c.jpg"]
         _look(folders)  # they are in hand, and not known yet
-        folders.took(batch, time.monotonic(), 0.1, set(), {})
+        folders.took(batch, time.monotonic(), {}, set(), {})
         time.sleep(2 * QUICK.ingest.settle_s)
         assert folders.take(time.monotonic()).found.items == []
         assert (folders.files, folders.waiting) == (2, 0)
@@ -333,6 +335,25 @@ def test_a_frame_folder_that_fills_is_one_sequence(tmp_path: Path, store: Path) 
     assert set(rows) == {"x.jpg", "seq"}
     assert times(store, rows["seq"].id) == pytest.approx([i / 25 for i in range(40)])
     assert ingest(store, [str(media)], QUICK).changed == 0
+
+
+def test_a_frame_folder_does_not_wait_for_what_was_read_beside_it(
+    media: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first batch may take hours."""
+    decide = Ledger.decide
+
+    def slowly(self: Ledger, item: Item) -> Entry:
+        time.sleep(1.5 * (item.path.name == "a.mp4"))
+        return decide(self, item)
+
+    monkeypatch.setattr(Ledger, "decide", slowly)
+    for i in range(12):
+        photograph(media / "seq" / f"{i:04d}.png", seed=i)
+    with Watching(store, media) as w:
+        w.until_taken("a.mp4", "seq")
+        photograph(media / "seq" / "0012.png", seed=12)
+        w.until(lambda: sum(e.frames for e in w.taken("seq")) == 13, seconds=10)
 
 
 def test_numbered_photos_that_come_one_by_one_stay_photos(tmp_path: Path, store: Path) -> None:
