@@ -227,6 +227,7 @@ class Folders:
         """A look has ended."""
         began = time.thread_time()
         self._closed = {path: at for path, at in self._closed.items() if at == changed_ns(path)}
+        self._held = {f: held for f, held in self._held.items() if now < held[1] or f not in self._sequences}
         if self._first_take == float("inf"):
             self._first_take = now + self._settings.settle_s
         changed = self._presence.judge(self._scans, self._missed, now)
