@@ -213,7 +213,7 @@ class AugmentSettings(_Section):
 class BufferSettings(_Section):
     """The replay buffer."""
 
-    capacity: int = setting(16_384, "frames remembered; the memory bank has as many rows", ge=2)
+    capacity: int = setting(16_384, "frames remembered; the memory bank has as many rows", ge=2, le=2**40)
     policy: Literal["reservoir", "fifo", "two-tier", "minred", "groups"] = setting(
         "reservoir", "who stays when it is full: a uniform sample, the newest, some of both, what has no near-repeat "
         "here, or as many of every group of similar frames"
@@ -264,7 +264,7 @@ class OptimSettings(_Section):
     amp: Literal["gpu", "always", "never"] = setting(
         "gpu", "bf16 autocast; `always` pays on CPUs with bf16 instructions"
     )
-    seed: int = setting(0, "of every random choice", ge=0, le=2**64 - 1)
+    seed: int = setting(0, "of every random choice", ge=0, le=2**63 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
