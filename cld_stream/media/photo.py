@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +33,11 @@ class Still:
     note: str = ""
 
 
-def read_photo(job: Job) -> Iterator[Event]:
+def read_photo(job: Job, beat: Callable[[], None] = lambda: None) -> Iterator[Event]:
     """Read one picture file.
+
+    Args:
+        beat: called at every frame of an animation, as a sign of life.
 
     Yields:
         `Started`, `Chunk`s, `Done`: PARTIAL if the file is cut short, SKIPPED if it holds more than
@@ -46,7 +49,7 @@ def read_photo(job: Job) -> Iterator[Event]:
             animated = moving and getattr(picture, "is_animated", False)
         yield Started(READER)
         if animated:
-            yield from _read_animation(job)
+            yield from _read_animation(job, beat)
         elif job.cursor is not None:  # its one frame is committed
             yield Done("ADDED", reader=READER)
         else:
@@ -99,14 +102,14 @@ def _cut_short(path: Path) -> str:
         return MISSING_REST if missing_bytes(file) else ""
 
 
-def _read_animation(job: Job) -> Iterator[Event]:
+def _read_animation(job: Job, beat: Callable[[], None]) -> Iterator[Event]:
     """Cell k holds the frame that appears nearest to k / fps, as for videos."""
     start = json.loads(job.cursor)["next"] if job.cursor else 0
     kept: list[MediaFrame] = []
     emitted, damage = 0, ""
     with open_picture(job.path, job.max_pixels) as picture:
         aspect, wall = shown_aspect(picture), _wall_utc(job, job.path, picture)
-        shown = _shown_frames(picture, job)
+        shown = _shown_frames(picture, job, beat)
         while True:
             try:
                 time_s, rgb = next(shown)
@@ -131,11 +134,14 @@ def _read_animation(job: Job) -> Iterator[Event]:
         yield Done("PARTIAL" if damage else "ADDED", damage, READER)
 
 
-def _shown_frames(picture: Image.Image, job: Job) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+def _shown_frames(
+    picture: Image.Image, job: Job, beat: Callable[[], None]
+) -> Iterator[tuple[float, NDArray[np.uint8]]]:
     """(time [s], picture) of the kept frames; a frame found before damage is given before the error."""
     best: tuple[float, float, NDArray[np.uint8]] | None = None  # distance to the cell, time, picture
     cell, time_ms, failure = 0, 0.0, None
     for index in range(_pages(picture)):
+        beat()
         try:
             picture.seek(index)
             picture.load()  # WebP knows the duration of a frame only then

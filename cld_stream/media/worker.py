@@ -80,7 +80,7 @@ def _read(job: Job, beat: Callable[[], None]) -> Iterator[Event]:
     if job.kind in ("photo", "still"):
         from cld_stream.media.photo import read_photo
 
-        return read_photo(job)
+        return read_photo(job, beat)
     if job.kind == "camera":
         from cld_stream.media.camera import read_camera
 

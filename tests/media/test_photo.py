@@ -124,6 +124,15 @@ def test_an_animation_is_a_short_video_sampled_by_time(tmp_path: Path) -> None:
     assert shown == [0, 5, 7, 8, 9, 10, 11]
 
 
+def test_a_long_animation_shows_that_it_is_at_work(tmp_path: Path) -> None:
+    """Frames that are not kept may take minutes, as at the beginning of one that is continued."""
+    frames = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(20)]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], duration=20, lossless=True)
+    signs: list[int] = []
+    assert len(list(read_photo(job(tmp_path / "a.webp"), lambda: signs.append(1)))) == 3
+    assert len(signs) == 20
+
+
 def test_an_interrupted_animation_continues_without_repeat_or_loss(tmp_path: Path) -> None:
     shades = [Image.new("RGB", (16, 16), (i * 2, 0, 0)) for i in range(80)]
     shades[0].save(tmp_path / "long.png", save_all=True, append_images=shades[1:], duration=500)
