@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import os
 import select
 import sys
 from datetime import UTC, datetime
@@ -52,7 +53,18 @@ class _Lossy(io.FileIO):
 
 
 def work_without_readers() -> None:
-    """What stderr does not take is lost and ends nothing; so is an answer whose reader has gone, as `| head` does."""
+    """What stderr does not take is lost and ends nothing; so is an answer whose reader has gone, as `| head` does.
+
+    So is what would go to a stream that was closed before the start; and no file of a store gets its number, to which
+    libraries write their complaints.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 - until the end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
     if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr is sys.__stderr__:
         sys.stderr = _lossy(sys.stderr, OSError)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:

@@ -141,6 +141,16 @@ def test_a_pipe_that_was_set_not_to_wait_is_waited_for(stream: str) -> None:
     assert talking.returncode == 0
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_whose_streams_are_closed_does_its_work(closed: str, tmp_path: Path) -> None:
+    photograph(tmp_path / "media" / "a.jpg")
+    command = [sys.executable, "-m", "cld_stream", "ingest", "media", "--json", "--store", "store"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *command], cwd=tmp_path, env=environment, timeout=60)
+    assert ran.returncode == 0
+    assert status(tmp_path / "store").frames == 1
+
+
 def _sleeps(pid: int) -> bool:
     """Whether it still waits a while later, as for room in a pipe."""
     used = cpu_seconds(pid)
