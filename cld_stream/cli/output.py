@@ -18,7 +18,7 @@ from cld_stream.storage.durable import FULL
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)  # names are shown as they are
 
 
 def safe(text: object) -> str:

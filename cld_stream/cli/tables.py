@@ -23,9 +23,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
         table.add_column(name.removesuffix(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_text(v) for v in row))
-    out = Console(highlight=False)
+    out = Console(highlight=False, emoji=False)
     if not out.is_terminal:
-        out = Console(highlight=False, width=200)
+        out = Console(highlight=False, emoji=False, width=200)
     out.print(table, markup=False)
 
 

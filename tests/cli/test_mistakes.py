@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cld_stream.cli.output import console
+from cld_stream.cli.output import console, fail
+from cld_stream.cli.tables import print_table
 from cld_stream.errors import StoreNotFoundError
 from tests.cli.conftest import Cli
 from tests.faults.faulty import bound_by_modes
@@ -270,6 +271,14 @@ def test_a_file_name_cannot_talk_to_the_terminal(cli: Cli, home: Path) -> None:
     assert ended.code == 0
     assert "\x1b[31m" not in ended.out + ended.err
     assert "\\x1b[31m" in ended.out
+
+
+def test_a_file_name_between_colons_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("source",), [("/v/12:key:31.mp4",)])
+    fail("/v/12:key:31.mp4: gone")
+    said = capsys.readouterr()
+    assert said.out.split() == ["source", "/v/12:key:31.mp4"]
+    assert said.err == "/v/12:key:31.mp4: gone\n"
 
 
 def test_quiet_says_only_the_answer(cli: Cli, home: Path) -> None:
