@@ -39,9 +39,7 @@ class CameraLink:
         """What happened since the last time, without waiting: `Started`, `Chunk`s, and `Done` whenever it was lost."""
         worker = self._worker
         if worker is None or worker.job is None:
-            if time.monotonic() >= self._call_at:
-                self._call()
-            return []
+            return self._call() if time.monotonic() >= self._call_at else []
         events: list[Event] = []
         try:
             while len(events) < _AT_ONCE and self._worker is worker and worker.pipe.poll(0):
@@ -70,13 +68,18 @@ class CameraLink:
         """Process id of the worker, if there is one."""
         return [] if self._worker is None else [self._worker.pid]
 
-    def _call(self) -> None:
+    def _call(self) -> list[Event]:
+        """Nothing, or why there was no calling: the machine may be out of processes, memory or files for a moment."""
         old = self._worker
         if old is not None and (old.spent or old.process.poll() is not None):
             self.close()
-        if self._worker is None:
-            self._worker = Worker(self._settings, self.job.url if is_device(self.job.url) else "net")
-        self._worker.take(self.job)
+        try:
+            worker = self._worker or Worker(self._settings, self.job.url if is_device(self.job.url) else "net")
+        except OSError as error:
+            return [self._take(Done("BROKEN", f"no process can be started to call it: {error.strerror}"))]
+        self._worker = worker
+        worker.take(self.job)
+        return []
 
     def _take(self, event: Event) -> Event:
         if isinstance(event, Chunk):

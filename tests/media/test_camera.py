@@ -1,6 +1,7 @@
 """Cameras, against a real RTSP server on the loopback: nothing that one does stops the line for good."""
 
 import os
+import resource
 import signal
 import socketserver
 import threading
@@ -101,6 +102,17 @@ def test_a_camera_may_be_down_die_change_and_stall_and_the_line_is_taken_up_agai
     begun = line.frames[0].wall_utc or 0.0
     assert [f.wall_utc for f in line.frames] == pytest.approx([begun + p for p in positions], abs=0.1)
     assert abs(begun + positions[-1] - time.time()) < 30
+
+
+def test_a_machine_that_can_start_no_process_is_waited_for(listen: Callable[[str], Listening]) -> None:
+    line, before = listen(RtspCamera().url), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        line.until(lambda: line.reasons)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert line.reasons == ["no process can be started to call it: Too many open files"]
+    line.until(lambda: line.reasons[-1] == "Connection refused")
 
 
 def test_garbage_costs_pictures_and_no_call(listen: Callable[[str], Listening]) -> None:
