@@ -11,7 +11,9 @@ _DEVICE = re.compile(r"/dev/(video\d+|v4l/.+)")
 _STREAM = re.compile(r"rtsps?://", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
-_SECRET = re.compile(r"([\w.-]*(?:us[er]|login|pas|pwd|token|auth|key|secret|sig)[\w.-]*)=[^&;/?#]*", re.IGNORECASE)
+_NAME = r"([\w.-]*(?:us[er]|login|pas|ps?w|token|auth|key|secret|cred|sig)[\w.-]*)"
+_IN_PATH = re.compile(rf"{_NAME}=[^&;/?#]*", re.IGNORECASE)
+_IN_QUERY = re.compile(rf"{_NAME}=[^&;#]*", re.IGNORECASE)  # where a value may hold slashes, as base64 does
 
 
 def is_device(text: str) -> bool:
@@ -72,4 +74,5 @@ def masked(text: str) -> str:
         host = host.rpartition("@")[2]
     elif "@" in path and re.fullmatch(r"[^\[].*:\d*[^\d].*", host):  # no port: a password with a slash in it
         host, path = rest.rpartition("@")[2], ""
-    return f"{scheme.lower()}://{host}" + _SECRET.sub(r"\1=***", path)
+    path, mark, query = path.partition("?")
+    return f"{scheme.lower()}://{host}" + _IN_PATH.sub(r"\1=***", path) + mark + _IN_QUERY.sub(r"\1=***", query)
