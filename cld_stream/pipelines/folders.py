@@ -280,8 +280,10 @@ class Folders:
             return
         try:
             rules = rules_above(next(top for top in self._tops if below(folder, top)), folder)
-        except OSError:
-            return  # what is left out there is not known now
+        except OSError:  # what is left out there is not known now: they are met again by a look that can tell
+            for name in names:
+                self._settling.drop(f"{folder}/{name}")
+            return
         first, _ = self._held.pop(folder, (now, now))
         for item in discover_folder(Path(folder), rules, self._settings.sequence_fps):
             if item.kind == "sequence":

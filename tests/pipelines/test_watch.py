@@ -81,6 +81,33 @@ def test_a_file_that_a_look_meets_while_it_is_read_is_not_read_again(media: Path
         folders.close()
 
 
+def test_files_below_a_cldignore_that_cannot_be_read_keep_no_others_waiting(
+    media: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cld_stream.pipelines.folders._AT_ONCE", 2)
+    with Store.create(store, QUICK.store) as opened:
+        folders = Folders([str(media)], opened, QUICK.ingest, lambda path, reason: None)
+
+        def next_batch() -> list[str]:
+            _look(folders)
+            time.sleep(2 * QUICK.ingest.settle_s)
+            batch = folders.take(time.monotonic())
+            folders.took(batch, time.monotonic(), {}, set(), {})
+            return sorted(item.path.name for item in batch.found.items)
+
+        assert next_batch() == ["a.mp4", "c.jpg"]
+        for i in range(3):
+            photograph(media / "ruled" / "deep" / f"n{i}.jpg", seed=i)
+        _look(folders)
+        rules = media / "ruled" / ".cldignore"
+        rules.write_text("# much\n" * 20_000)  # before they stand still
+        photograph(media / "other" / "new.jpg", seed=9)
+        assert "new.jpg" in next_batch() + next_batch() + next_batch()
+        rules.unlink()
+        assert sorted(next_batch() + next_batch()) == ["n0.jpg", "n1.jpg", "n2.jpg"]
+        folders.close()
+
+
 def test_frame_folders_that_wait_for_nothing_are_not_gone_through(tmp_path: Path, store: Path) -> None:
     """Five times a second, for ever: a hundred thousand of them took 2% of a core."""
     media = tmp_path / "media"
