@@ -159,13 +159,14 @@ def test_two_tiers_of_which_the_long_one_is_nothing_are_first_in_first_out() -> 
     assert one.held() == other.held()
 
 
-def test_the_long_tier_is_a_uniform_sample_of_what_left_the_recent_one() -> None:
+@pytest.mark.parametrize("batches", [[4, 26, *[7] * 12], [25] * 5, [100]])
+def test_the_long_tier_is_a_uniform_sample_of_what_left_the_recent_one(batches: list[int]) -> None:
     capacity, recent, stream, trials = 30, 10, 120, 2000
     kept, rng, ids = np.zeros(stream), np.random.default_rng(1), np.arange(stream)
     features = noise(stream)
     for _ in range(trials):
         memory = Memory(capacity, "two-tier", features, recent=recent / capacity)
-        for part in np.split(ids, np.cumsum([4, 26, *[7] * 12])):
+        for part in np.split(ids, np.cumsum(batches)):
             memory.buffer.admit(part, rng)
         kept[memory.buffer.ids] += 1
     assert (kept[-recent:] == trials).all()

@@ -34,28 +34,28 @@ class TwoTier(Policy):
     def evict(self, buffer: "ReplayBuffer", n: int, rng: np.random.Generator) -> Ids:
         """Frame t leaves the recent tier: it takes the place of one in the long tier with L / (t + 1), or goes.
 
-        Of a batch larger than the recent tier, the last frames replace the first.
+        Of a batch larger than the recent tier, the first frames leave it again at once, in the same way.
         """
-        occupied = buffer.ids != EMPTY
+        free = np.flatnonzero(buffer.ids == EMPTY)
         # the newcomers before these filled free slots; what left the recent tier for them went over without a draw
-        left = buffer.seen + int(np.count_nonzero(~occupied)) - self.recent
-        long = np.flatnonzero(occupied & (buffer.order < left))
-        leaver_N = self._slots_of(buffer, left + np.arange(min(n, len(long) + self.recent)))
+        left = buffer.seen + len(free) - self.recent
+        number_M = buffer.order.copy()
+        number_M[free] = buffer.seen + np.arange(len(free))
+        long = np.flatnonzero(number_M < left)
         room = self.capacity - self.recent
-        size, slots = len(long), []
-        for i, leaver in enumerate(leaver_N.tolist()):
-            stays = rng.random() * (left + i + 1) < room
+        size, slots = len(long), self._slots_of(number_M, left + np.arange(self.recent)).tolist()
+        for i in range(n):  # slots: of the recent tier, and of these newcomers behind it
+            leaver, stays = slots[i], rng.random() * (left + i + 1) < room
             if leaver != EMPTY and not (stays and size):
                 slots.append(leaver)
-            elif size:
-                at = rng.integers(size)
-                slots.append(int(long[at]))
-                if leaver == EMPTY:  # it was dropped, and the slot it had is filled: the long tier is one too large
-                    size -= 1
-                    leaver = long[size]
-                long[at] = leaver
-        free = np.flatnonzero(~occupied)
-        return np.resize(np.array(slots, np.int64) if slots else free, n)
+                continue
+            at = rng.integers(size)
+            slots.append(int(long[at]))
+            if leaver == EMPTY:  # it was dropped, and the slot it had is filled: the long tier is one too large
+                size -= 1
+                leaver = long[size]
+            long[at] = leaver
+        return np.array(slots[self.recent :], np.int64)
 
     def sample(self, buffer: "ReplayBuffer", candidates: Ids, n: int, rng: np.random.Generator) -> Ids:
         """The set share from the recent tier, the others from the long one; what one lacks comes from the other."""
@@ -67,11 +67,10 @@ class TwoTier(Policy):
         ])  # fmt: skip
 
     @staticmethod
-    def _slots_of(buffer: "ReplayBuffer", number_N: Ids) -> Ids:
+    def _slots_of(number_M: Ids, number_N: Ids) -> Ids:
         """Slot of each of these consecutive numbers of the stream; -1 = not here."""
         slot_N = np.full(len(number_N), EMPTY, np.int64)
-        if len(number_N):
-            at = buffer.order - number_N[0]
-            here = np.flatnonzero((buffer.ids != EMPTY) & (at >= 0) & (at < len(number_N)))
-            slot_N[at[here]] = here
+        at = number_M - number_N[0]
+        here = np.flatnonzero((at >= 0) & (at < len(number_N)))
+        slot_N[at[here]] = here
         return slot_N
