@@ -281,7 +281,9 @@ class Learner:
         return f.unbind(), g.unbind()
 
     def _pass(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        with self._autocast():
+        # dropout and stochastic depth know torch's global generator alone
+        with torch.random.fork_rng(devices=[]), self._autocast():
+            torch.manual_seed(self._seed(6))
             out = self.encoder(self._layout(x))
         return out.instance_Nd.float(), out.group_Nd.float()
 
@@ -339,8 +341,11 @@ class Learner:
 
     def _generator(self, purpose: int) -> torch.Generator:
         """Of this step; 1: its views and drawn noise, 3: its persistent groups, 4: where local ones start."""
-        seed = self._entropy(purpose).generate_state(1, np.uint64)[0] >> np.uint64(1)
-        return torch.Generator(self.device).manual_seed(int(seed))
+        return torch.Generator(self.device).manual_seed(self._seed(purpose))
+
+    def _seed(self, purpose: int) -> int:
+        """Of this step; 6: what the encoder itself leaves to chance, for others see `_generator`."""
+        return int(self._entropy(purpose).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     @staticmethod
     def _layout(x: Tensor) -> Tensor:

@@ -144,6 +144,22 @@ def test_ten_steps_a_reload_and_ten_more_are_twenty_bit_for_bit(settings: Settin
     assert_resumes(settings)
 
 
+def test_a_backbone_that_leaves_something_to_chance_resumes_bit_for_bit() -> None:
+    # EfficientNet has stochastic depth
+    settings = load_settings(overrides=[*SMALL, "encoder.backbone=efficientnet_b0", "encoder.crop=32", "optim.batch=8"])
+    whole, second = Learner(settings), Learner(settings)
+    run(whole, 1)
+    second.load_state_dict(*whole.state_dict())
+    before = torch.random.get_rng_state()
+    losses = run(whole, 2, start=8)
+    assert torch.equal(torch.random.get_rng_state(), before)  # nobody else's draws depend on it
+    with torch.random.fork_rng():
+        torch.manual_seed(1)  # another process
+        again = run(second, 2, start=8)
+    assert losses == again
+    assert differing(state(whole), state(second)) == []
+
+
 def test_a_step_that_is_not_finite_changes_nothing(settings: Settings) -> None:
     learner = Learner(settings)
     run(learner, 8)
