@@ -206,7 +206,8 @@ class Learner:
 
         Args:
             batches: (pixels, aspect) as `step` takes them; batch-norm statistics are estimated anew on
-                their central views. Without any the present encoder's statistics stay.
+                their central views. One of a single frame has none, and is passed over; without any the present
+                encoder's statistics stay.
 
         Raises:
             DeviceFullError: memory does not hold it.
@@ -214,7 +215,7 @@ class Learner:
         crop = self.settings.encoder.crop
         with foreseen_lack(f"averaged weights on {self.device}"):
             encoder = self.average.module(self.encoder)
-            parts = ((p[piece], a[piece]) for p, a in batches for piece in self.pieces.of(len(p)))
+            parts = ((p[piece], a[piece]) for p, a in batches if len(p) > 1 for piece in self.pieces.of(len(p)))
             estimate_batch_norm(encoder, (self._layout(central_view(p, a, crop)) for p, a in parts))
         return encoder.eval()
 

@@ -235,6 +235,16 @@ def test_the_published_encoder_is_averaged_and_leaves_training_alone(settings: S
     assert not np.array_equal(weights["instance_head.weight"], trained["instance_head.weight"].numpy())
 
 
+@pytest.mark.parametrize("head", ["linear", "bnlinear"])
+def test_a_batch_of_one_frame_says_nothing_about_batch_norm(head: str) -> None:
+    learner = Learner(load_settings(overrides=[*SMALL, f"encoder.head={head}"]))
+    run(learner, 2)
+    whole, one = (PIXELS[:8], torch.ones(8)), (PIXELS[8:9], torch.ones(1))
+    for batches, same in (([whole, one], [whole]), ([one], [])):
+        expected = learner.averaged(same).state_dict()
+        assert all(torch.equal(expected[name], t) for name, t in learner.averaged(batches).state_dict().items())
+
+
 def test_too_few_frames_or_another_number_than_planned_are_refused(settings: Settings) -> None:
     learner = Learner(settings)
     plan = learner.plan([0])
