@@ -83,7 +83,8 @@ def estimate_batch_norm(module: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the running statistics of every batch-norm layer by the plain mean over batches.
 
     Averaged weights have never seen a batch; statistics gathered under other weights do not fit
-    them. The module's mode is kept. Without batch-norm layers or batches nothing changes.
+    them. All other layers work as they do in eval mode: nothing is dropped, nothing is left to chance.
+    The module's mode is kept. Without batch-norm layers or batches nothing changes.
     """
     layers = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     batches = iter(batches)
@@ -91,10 +92,11 @@ def estimate_batch_norm(module: nn.Module, batches: Iterable[Tensor]) -> None:
     if first is None:
         return
     mode, momenta = module.training, [m.momentum for m in layers]
+    module.eval()
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # torch's word for a cumulative mean
-    module.train()
+        layer.train()
     module(first)
     for batch in batches:
         module(batch)

@@ -40,6 +40,13 @@ def test_batch_norm_statistics_are_the_mean_over_the_batches() -> None:
     assert norm.momentum == 0.1
 
 
+def test_batch_norm_statistics_are_of_what_eval_mode_gives() -> None:
+    module, batch = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3)), torch.rand(8, 3)
+    estimate_batch_norm(module, [batch])
+    torch.testing.assert_close(module.state_dict()["1.running_mean"], batch.mean(0))
+    assert all(layer.training for layer in module.modules())
+
+
 def test_without_batches_or_batch_norm_nothing_changes() -> None:
     module = nn.Sequential(nn.BatchNorm1d(3))
     before = {name: t.clone() for name, t in module.state_dict().items()}
