@@ -20,9 +20,6 @@ __all__ = [
 
 # Shape suffixes: N frames of the batch, M rows of the bank, m drawn rows, D features, K groups or queued keys.
 
-_NEVER = -1e4
-"""Logit of a row that does not take part: its share of the softmax is exactly zero, and so is its gradient."""
-
 
 def npid_loss(
     f_ND: Tensor,
@@ -188,7 +185,7 @@ def nt_xent(f1_ND: Tensor, f2_ND: Tensor, temperature: float, near_NN: Tensor | 
         hidden_VV = torch.eye(2 * n, dtype=torch.bool, device=f_VD.device)
         if near_NN is not None:
             hidden_VV |= near_NN.repeat(2, 2).scatter(1, other_V[:, None], value=False)
-        logits_VV = (f_VD @ f_VD.T / temperature).masked_fill(hidden_VV, _NEVER)
+        logits_VV = (f_VD @ f_VD.T / temperature).masked_fill(hidden_VV, -math.inf)
         return F.cross_entropy(logits_VV, other_V)
 
 

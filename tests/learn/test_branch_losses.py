@@ -47,6 +47,13 @@ def test_nt_xent_is_the_papers(n: int, seed: int) -> None:
     assert float(nt_xent(torch.stack(views[:n]), torch.stack(views[n:]), 0.5)) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1e-6])
+def test_no_view_is_its_own_negative_at_any_temperature(temperature: float) -> None:
+    one = unit_rows(1, 5, 0)
+    for other in (unit_rows(1, 5, 1), -one):
+        assert float(nt_xent(one, other, temperature)) == 0  # there is nobody else
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 8), seeds)
 def test_byol_loss_is_the_squared_distance_of_unit_vectors(n: int, seed: int) -> None:
