@@ -28,11 +28,12 @@ class Segmenter:
 
     A frame begins a new one when it is of another recording or shot than the frame before, or when its mean cosine
     with the frames of the open segment is unusually low: a change point in feature space, as in Memory Storyboard
-    (https://arxiv.org/abs/2501.12254), but decided online, from the sum of the open segment's features.
+    (https://arxiv.org/abs/2501.12254), but decided online, from the sum of the open segment's features. One of which
+    it is not known where it comes from is a segment by itself.
 
     Attributes:
         segment: number of the open one; -1 = there is none yet.
-        source: what it belongs to.
+        source: what it belongs to; -1 = not known.
         mean, variance: running, of the mean cosine of a frame with the open segment; after `count` frames.
         size, sum_D: frames of the open segment, and the sum of their unit features; empty before the first one.
     """
@@ -62,7 +63,7 @@ class Segmenter:
 
     def _join(self, f_D: NDArray[np.float32], source: int) -> int:
         """The segment of the next frame."""
-        new = self.segment < 0 or source != self.source
+        new = self.segment < 0 or source < 0 or source != self.source
         if not new:
             cosine = float(f_D @ self.sum_D) / self.size
             lowest = self.mean - _UNLIKE * self.variance**0.5

@@ -125,6 +125,11 @@ def test_segments_are_cut_where_the_features_change_and_where_the_recording_does
     assert Segmenter().cut(f[:10], two)[0].tolist() == [0] * 5 + [1] * 5
 
 
+def test_frames_from_nobody_knows_where_share_no_segment() -> None:
+    origin = Origin(np.array([4, 4, -1, -1, -1, 4, 4]), np.zeros(7))
+    assert Segmenter().cut(scenes([7]), origin)[0].tolist() == [0, 0, 1, 2, 3, 4, 4]
+
+
 def test_partners_are_other_near_repeats_that_stay() -> None:
     buffer, rng = ReplayBuffer(64, "fifo"), np.random.default_rng(0)
     ids = np.arange(64)
