@@ -146,10 +146,10 @@ class NearRepeats:
         return {"segment": self.segment_M.copy()} | self._segmenter.state_dict()
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take a saved state over. Without one (the setting is new) segments begin here."""
+        """Take a saved state over. Without one (the setting is new) segments begin here, and those of old are gone."""
+        self.segment_M[:], self._segmenter = NOWHERE, Segmenter()
         if self._kind == "segment" and "segment" in state:
             self.segment_M[:] = state["segment"]
-            self._segmenter = Segmenter()
             self._segmenter.load_state_dict(state)
 
     def _table(

@@ -173,6 +173,17 @@ def test_ten_steps_a_reload_and_ten_more_are_twenty_bit_for_bit(more: tuple[str,
     assert differing(state(whole), state(second)) == []
 
 
+def test_segments_of_other_frames_do_not_stay_when_a_state_without_any_comes_back() -> None:
+    by_time, by_segment = (Learner(near_settings(f"loss.near={kind}")) for kind in ("time", "segment"))
+    run(by_time, 3)
+    run(by_segment, 6)
+    assert (by_segment.near.segment_M >= 0).any()
+    by_segment.load_state_dict(*by_time.state_dict())
+    assert (by_segment.near.segment_M == -1).all()
+    step(by_segment, 200)
+    assert by_segment.near.segment_M.max() == 0
+
+
 @pytest.mark.parametrize("more", VARIANTS)
 def test_a_bad_step_changes_nothing(more: tuple[str, ...]) -> None:
     learner = Learner(near_settings(*more))
