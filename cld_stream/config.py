@@ -7,6 +7,7 @@ checks are pydantic's.
 
 import difflib
 import json
+import math
 import operator
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -426,9 +427,17 @@ def as_toml(settings: Settings) -> str:
         for f in fields(section):
             choices = " | ".join(map(str, get_args(hints[f.name]))) if get_origin(hints[f.name]) is Literal else ""
             note = f.metadata["doc"] + (f" ({choices})" if choices else "")
-            out.append(f"{f.name} = {json.dumps(getattr(section, f.name))}".ljust(34) + f"  # {note}")
+            out.append(f"{f.name} = {_literal(getattr(section, f.name))}".ljust(34) + f"  # {note}")
         out.append("")
     return "\n".join(out)
+
+
+def _literal(value: Any) -> str:
+    """As TOML writes it: as JSON does, but for infinity and for characters of more than 16 bits."""
+    if isinstance(value, str):
+        letters = (json.dumps(c)[1:-1] if ord(c) < 2**16 else f"\\U{ord(c):08x}" for c in value)
+        return '"' + "".join(letters) + '"'
+    return str(value) if value in (math.inf, -math.inf) else json.dumps(value)
 
 
 def _text_of(config: Path) -> str:

@@ -6,9 +6,10 @@ from cld_stream.config import Settings, as_dict, as_toml, load_settings
 from cld_stream.errors import UsageError
 
 
-def test_the_printed_settings_read_back_as_the_same_settings(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", ["optim.amp=never", "loss.near_s=inf", 'encoder.init=\U0001f600 \xe4"\\.safetensors'])
+def test_the_printed_settings_read_back_as_the_same_settings(tmp_path: Path, more: str) -> None:
     file = tmp_path / "settings.toml"
-    changed = load_settings(overrides=["optim.lr=0.5", "store.fit=pad", "optim.amp=never"])
+    changed = load_settings(overrides=["optim.lr=0.5", "store.fit=pad", more])
     file.write_text(as_toml(changed))
     assert load_settings(file) == changed
     assert changed != Settings()
