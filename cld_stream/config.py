@@ -242,7 +242,10 @@ class BufferSettings(_Section):
 class OptimSettings(_Section):
     """SGD. A stream has no end to anneal towards, so its rate is constant after warm-up; a cosine needs an end."""
 
-    batch: int = setting(128, "frames in a step, fresh and replayed", ge=2)
+    batch: int = setting(
+        128, "frames in a step, fresh and replayed; where it is not above `fresh` no frame is replayed with fresh ones",
+        ge=2,
+    )  # fmt: skip
     fresh: int = setting(16, "most new frames that come with a step", ge=1)
     shown: int = setting(
         0,

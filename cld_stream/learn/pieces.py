@@ -42,9 +42,11 @@ _SIGNS = (
 
 _WHAT_TO_DO = (
     "Nothing that was saved is lost. End other processes that take memory (`status`, nvidia-smi), or take less: --set "
-    "buffer.cache_mb=0 keeps pixels off the device, --set optim.batch=... and publish.batch=... make batches smaller. "
-    "The same command goes on."
+    "buffer.cache_mb=0 keeps pixels off the device, --set optim.batch=... (with optim.fresh below it) and "
+    "publish.batch=... make batches smaller. The same command goes on."
 )
+
+_BELOW = " with optim.fresh below it (fresh frames are all in the batch, and others are replayed in what room is left)"
 
 T = TypeVar("T")
 Network = Callable[[Tensor], tuple[Tensor, ...]]
@@ -123,8 +125,9 @@ class Pieces:
         log.warning(
             "%s: out of memory with %d frames at a time: %s. Nothing is lost: from now on %d at a time go through the "
             "encoder, which takes longer; all else stays as it was. To avoid that, end other processes that take "
-            "memory, or take less: --set %s=%d, or --set buffer.cache_mb=0 to keep pixels off the device.",
+            "memory, or take less: --set %s=%d%s, or --set buffer.cache_mb=0 to keep pixels off the device.",
             what, before, why, self.frames, self._setting, self.frames,
+            _BELOW if self._setting == "optim.batch" else "",
         )  # fmt: skip
 
 

@@ -137,7 +137,7 @@ def test_a_step_that_runs_out_of_memory_is_the_step_in_smaller_pieces(
         "step 6, a batch of 24 frames on cpu: out of memory with 24 frames at a time: can't allocate"
     )
     assert "from now on 12 at a time" in line
-    assert "--set optim.batch=12" in line
+    assert "--set optim.batch=12 with optim.fresh below it" in line
     step(learner, range(56, 64))
     assert len(caplog.records) == 1, "it is remembered"
 
