@@ -23,6 +23,9 @@ SMALL_CROP = 96
 FULL_RESOLUTION_CROP = 48
 """Up to here that stem keeps the resolution; above, it halves it, or a step would cost four times as much."""
 
+_NOTHING = 1e-2
+"""A distance of batch norm's output from its mean that is rounding: others are one to ten."""
+
 _RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
     "resnet34": (BasicBlock, [3, 4, 6, 3]),
@@ -61,12 +64,26 @@ class Encoder(nn.Module):
         self.backbone_dim = backbone_dim
         self.instance_head = make_head(head, backbone_dim, feature_dim)
         self.group_head = make_head(head, backbone_dim, feature_dim)
+        self._centred = head.startswith("bn")
 
     def forward(self, x_N3CC: Tensor) -> Output:
         """Normalised pictures (see `augment`) to features. Memory format channels_last is the fast one."""
         h_ND = self.backbone(x_N3CC).flatten(1)
-        instance_Nd, group_Nd = self.instance_head(h_ND), self.group_head(h_ND)
-        return Output(h_ND, F.normalize(instance_Nd.float()), F.normalize(group_Nd.float()))
+        instance_Nd, group_Nd = self.instance_head(h_ND).float(), self.group_head(h_ND).float()
+        if self.training and self._centred:
+            instance_Nd, group_Nd = _without_rounding(instance_Nd), _without_rounding(group_Nd)
+        return Output(h_ND, F.normalize(instance_Nd), F.normalize(group_Nd))
+
+
+def _without_rounding(x_Nd: Tensor) -> Tensor:
+    """Rows that are all but the mean of the batch become zero, without a gradient.
+
+    Batch norm behind a head leaves nothing but its bias and rounding of pictures that are all the same (a black
+    screen). Made unit rows, that has gradients of up to a million times the usual, and few steps of them are the end of
+    the head.
+    """
+    fixed_Nd = x_Nd.detach()
+    return torch.where((fixed_Nd - fixed_Nd.mean(0)).norm(dim=1, keepdim=True) > _NOTHING, x_Nd, 0)
 
 
 def build_encoder(settings: EncoderSettings, weights: Mapping[str, Tensor] | None = None) -> Encoder:

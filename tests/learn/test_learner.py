@@ -13,7 +13,7 @@ from cld_stream.config import Settings, load_settings
 from cld_stream.learn.augment import central_view
 from cld_stream.learn.branches import BRANCHES
 from cld_stream.learn.learner import Learner, StepReport
-from cld_stream.learn.probes import knn_classify
+from cld_stream.learn.probes import feature_std, knn_classify
 
 SMALL = (
     "encoder.width=0.125", "encoder.crop=16", "encoder.feature_dim=16", "loss.groups=12", "buffer.capacity=40",
@@ -193,6 +193,16 @@ def test_after_a_bad_step_other_replays_are_drawn(settings: Settings) -> None:
     learner.clock -= 1
     learner.salt += 1
     assert (learner.plan().ids != before.ids).any()
+
+
+@pytest.mark.parametrize("head", ["bnlinear", "bnmlp"])
+def test_a_stream_that_begins_black_learns_once_there_is_something_to_see(head: str) -> None:
+    learner = Learner(load_settings(overrides=[*SMALL, f"encoder.head={head}"]))
+    for i in range(3):
+        assert step(learner, range(8 * i, 8 * i + 8), torch.zeros_like(PIXELS)).ok
+    assert max(float(p.detach().abs().max()) for p in learner.encoder.parameters()) < 2
+    run(learner, 9, start=24)
+    assert feature_std(step(learner, range(96, 104)).features) > 0.5
 
 
 def test_the_rate_rises_from_a_hundredth_and_then_stays(settings: Settings) -> None:
