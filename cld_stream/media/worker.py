@@ -137,7 +137,7 @@ def _set_limit(limit: int) -> None:
         return
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     known = [one for one in (limit, hard) if one != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min([*known, sys.maxsize]) if known else resource.RLIM_INFINITY, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (min(known, default=resource.RLIM_INFINITY), hard))
 
 
 if __name__ == "__main__":

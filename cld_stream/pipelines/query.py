@@ -242,7 +242,8 @@ def read_vector(path: Path) -> NDArray[Any]:
     if path.exists() and not path.is_file():
         raise UsageError(f"--vector {path}: not a file. Write one with numpy.save.")
     try:
-        values = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            values = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise UsageError(f"--vector {path}: there is no such file") from None
     except Exception:  # noqa: BLE001 - a damaged header, or half an archive, can make numpy raise anything

@@ -195,13 +195,6 @@ def test_files_are_read_under_a_hard_limit_of_memory(tmp_path: Path) -> None:
     assert json.loads(ran.stdout)["counts"] == {"ADDED": 1}, ran.stdout
 
 
-def test_a_worker_may_be_allowed_more_memory_than_there_can_be(tmp_path: Path) -> None:
-    Image.new("RGB", (20, 20)).save(tmp_path / "a.jpg")
-    with DecodePool(1, IngestSettings(worker_memory_mb=10**15)) as pool:
-        (done,) = outcomes(pool, [Job(key=0, kind="photo", path=tmp_path / "a.jpg")])
-    assert done.outcome == "ADDED", done.reason
-
-
 def test_a_worker_is_recycled_after_so_many_files(tmp_path: Path) -> None:
     path, seen = counter(tmp_path / "a.mp4", steady(10)), set()
     with DecodePool(1, IngestSettings(worker_files=2)) as pool:
