@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
     """Print rows, without any name no header. Text is harmless; a column name ending in `>` is right-aligned."""
-    table = Table(title=title, box=None, pad_edge=False, header_style="bold", title_justify="left")
-    table.show_header = any(columns)
+    table = Table(
+        title=title, box=None, pad_edge=False, show_header=any(columns), header_style="bold", title_justify="left"
+    )
     for name in columns:
         table.add_column(name.removesuffix(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
     for row in rows:

@@ -19,6 +19,7 @@ from cld_stream.storage.durable import (
     atomic_write_bytes,
     fsync_dir,
     fsync_tree,
+    json_checksum,
     make_dir,
     publish_dir,
     remove_dir,
@@ -94,7 +95,7 @@ def save_checkpoint(
         "step": step,
         "created_utc": time.time(),
         "state": {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()},
-        "meta_sha256": _meta_hash(meta),
+        "meta_sha256": json_checksum(meta),
         "meta": dict(meta),
     }
     with whole(aside):
@@ -265,13 +266,9 @@ def _header(path: Path) -> dict[str, Any]:
             f"{path} has checkpoint format {header['version']}; this cld-stream reads up to "
             f"{_VERSION}. Upgrade cld-stream the way it was installed."
         )
-    if _meta_hash(header["meta"]) != header["meta_sha256"]:
+    if json_checksum(header["meta"]) != header["meta_sha256"]:
         raise ValueError(f"{_META} has a wrong checksum")
     return header
-
-
-def _meta_hash(meta: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode()).hexdigest()
 
 
 def _prune(store_path: Path, keep: int) -> None:

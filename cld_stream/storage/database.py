@@ -17,7 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 from cld_stream.errors import CorruptError, StoreBusyError, StoreError, StoreFullError
 from cld_stream.storage.schema import metadata, state
 
-__all__ = ["Database", "among", "plain_errors"]
+__all__ = ["Database", "among", "plain_errors", "rebuild_advice"]
 
 _BUSY_S = 30.0
 _ASK_S = 0.2  # SQLite waits this long at a stretch: no signal is heard meanwhile
@@ -256,10 +256,12 @@ _DAMAGE = (
 
 
 def _damaged(path: Path, why: str) -> CorruptError:
-    return CorruptError(
-        f"{path}: the catalog is damaged ({why}). Rebuild it from the shards: "
-        f"cld-stream doctor --rebuild-catalog --store {shlex.quote(str(path.parent))}"
-    )
+    return CorruptError(f"{path}: the catalog is damaged ({why}). {rebuild_advice(path.parent)}")
+
+
+def rebuild_advice(store_path: Path) -> str:
+    """What to do about a catalog that cannot be used."""
+    return f"Rebuild it from the shards: cld-stream doctor --rebuild-catalog --store {shlex.quote(str(store_path))}"
 
 
 def _is_full(folder: Path) -> bool:

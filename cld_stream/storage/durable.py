@@ -1,10 +1,11 @@
 """Writes that a power cut cannot tear: a sibling temporary file, fsync, rename, fsync of the directory."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ __all__ = [
     "atomic_write_json",
     "fsync_dir",
     "fsync_tree",
+    "json_checksum",
     "make_dir",
     "publish_dir",
     "remove_dir",
@@ -84,6 +86,11 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 def atomic_write_json(path: Path, value: Any) -> None:
     """`atomic_write` of indented UTF-8 JSON."""
     atomic_write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def json_checksum(value: Mapping[str, Any]) -> str:
+    """SHA-256 of a mapping as JSON with sorted keys, however it is laid out in its file."""
+    return hashlib.sha256(json.dumps(dict(value), sort_keys=True).encode()).hexdigest()
 
 
 def make_dir(path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cld_stream.errors import CorruptError, FormatTooNewError, StoreNotFoundError
-from cld_stream.storage.durable import atomic_write_json, remove_dir
+from cld_stream.storage.durable import atomic_write_json, json_checksum, remove_dir
 from cld_stream.storage.lock import FileLock
 from cld_stream.storage.schema import SnapshotRow
 from cld_stream.storage.segments import (
@@ -248,7 +248,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']!r}")
         version, written = int(manifest["version"]), manifest.pop("sha256", None)
-        if version <= VERSION and written not in (None, _checksum(manifest)):
+        if version <= VERSION and written not in (None, json_checksum(manifest)):
             raise ValueError("wrong checksum")
         if version <= VERSION and not all(name in manifest for name in _NEEDED):
             raise ValueError("something is missing")
@@ -267,11 +267,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write a manifest into a snapshot's directory, with its checksum."""
     plain = json.loads(json.dumps(dict(manifest)))
-    atomic_write_json(path / MANIFEST, plain | {"sha256": _checksum(plain)})
-
-
-def _checksum(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(dict(manifest), sort_keys=True).encode()).hexdigest()
+    atomic_write_json(path / MANIFEST, plain | {"sha256": json_checksum(plain)})
 
 
 def _damaged(path: Path, what: str) -> CorruptError:

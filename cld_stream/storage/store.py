@@ -1,6 +1,5 @@
 """A store: its header, its catalog, and the ways in."""
 
-import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from sqlalchemy import text
 from cld_stream.config import StoreSettings
 from cld_stream.errors import CorruptError, StoreError
 from cld_stream.storage.catalog import Catalog
+from cld_stream.storage.database import rebuild_advice
 from cld_stream.storage.durable import make_dir
 from cld_stream.storage.frames import FrameReader
 from cld_stream.storage.header import Header, read_header, write_header
@@ -71,10 +71,7 @@ class Store:
         """
         header = read_header(path)
         if not (path / "catalog.db").exists():
-            raise CorruptError(
-                f"{path}: the catalog is missing. Rebuild it from the shards: "
-                f"cld-stream doctor --rebuild-catalog --store {shlex.quote(str(path))}"
-            )
+            raise CorruptError(f"{path}: the catalog is missing. {rebuild_advice(path)}")
         catalog = Catalog(path / "catalog.db")
         catalog.next_id()
         return cls(path, header, catalog)
