@@ -28,7 +28,11 @@ def train(
     store: StoreOption = DEFAULT_STORE,
     steps: Annotated[int | None, typer.Option(help="Stop after this many further steps.", min=1)] = None,
     until_caught_up: Annotated[
-        bool, typer.Option("--until-caught-up", help="Stop once every frame was fed and train.idle_steps are done.")
+        bool,
+        typer.Option(
+            "--until-caught-up",
+            help="Stop once every frame was fed and up to train.idle_steps replayed steps are done.",
+        ),
     ] = False,
     init: Annotated[str | None, typer.Option(help="random, pretrained, or a .safetensors file.")] = None,
     device: DeviceOption = "auto",
