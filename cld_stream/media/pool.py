@@ -11,14 +11,15 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 
 from cld_stream.config import IngestSettings
-from cld_stream.errors import MediaError
+from cld_stream.errors import CldError, MediaError
 from cld_stream.media.answers import receive
-from cld_stream.media.job import Chunk, Done, Event, Job
+from cld_stream.media.job import Chunk, Done, Event, Job, Started
 from cld_stream.media.sandbox import scrubbed
 from cld_stream.media.watchdog import Watchdog
 
@@ -26,6 +27,7 @@ __all__ = ["DecodePool", "Worker"]
 
 _START_S = 60.0  # a new worker may take this long to load, on a busy machine
 _DEAF_S = 5 * _START_S  # who takes nothing of its job for so long will not read it any more
+_DEATH_S = 5.0  # an end may take this long to be seen
 _ROUND_S = 3600.0  # a wait is no longer: the system's counts milliseconds, in 32 bits
 _WINDOW_JOBS = 64  # jobs ahead of the one whose events are handed out
 _WINDOW_BYTES = 64 * 2**20  # events of such jobs kept in memory
@@ -74,20 +76,25 @@ class Worker:
         with contextlib.suppress(OSError):
             self.pipe.send(job)
 
-    def kill(self) -> int:
-        """End it and whatever it started, at once; its exit status."""
+    def kill(self) -> None:
+        """End it and whatever it started, at once. Who waits for a drive that does not answer dies when it does."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self.pipe.close()
-        return self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=_DEATH_S)
 
     def obituary(self) -> str:
         """Why it closed its socket."""
         source = "what it sends" if self.job and self.job.kind == "camera" else "the file"
         try:
-            status = self.process.wait(timeout=5)
+            status = self.process.wait(timeout=_DEATH_S)
         except subprocess.TimeoutExpired:
             return "the decoder stopped answering"
+        if status == -signal.SIGKILL:
+            return "the decoder was killed (SIGKILL), as the system does when memory runs out"
+        if not self.watchdog.spoken:
+            return f"the decoder ended as it started (exit status {status})"
         if status < 0:
             return f"the decoder crashed on it ({signal.Signals(-status).name}); {source} is probably damaged"
         return f"the decoder gave up on it (exit status {status}); {source} is probably damaged"
@@ -113,15 +120,27 @@ def _cores() -> int:
 
 
 class _Pending:
-    """A job whose events are not all handed out yet."""
+    """A job whose events are not all handed out yet.
+
+    Attributes:
+        rest: what is left of the job.
+        again: the rest is read a second time, since the first worker was killed.
+    """
 
     def __init__(self, job: Job) -> None:
-        self.job = job
+        self.job = self.rest = job
+        self.again = self._started = False
         self.events: deque[Event] = deque()
         self.done = False
         self.bytes = 0
 
     def add(self, event: Event) -> None:
+        if isinstance(event, Started):
+            if self._started:
+                return
+            self._started = True
+        if isinstance(event, Chunk):
+            self.rest = replace(self.rest, cursor=event.cursor)
         self.events.append(event)
         self.bytes += _weight(event)
         self.done = isinstance(event, Done)
@@ -140,8 +159,9 @@ class DecodePool:
     """Persistent workers, started as jobs come; a context manager.
 
     A worker that hangs (see `Watchdog`), or that dies, costs the file it was reading: `Done` BROKEN with the reason,
-    and a new worker. One is also replaced after `settings.worker_files` files. They stay for the next `run`, whatever
-    thread that is in.
+    and a new worker. If it was killed (SIGKILL), which is rarely the file's doing, a new one goes on where it stopped,
+    once. One is also replaced after `settings.worker_files` files. They stay for the next `run`, whatever thread that
+    is in.
 
     Args:
         workers: processes; 0 = one a core that this process may use.
@@ -181,6 +201,9 @@ class DecodePool:
 
         Every job ends with exactly one `Done`. Jobs are drawn only as far as the window reaches. A run that is
         abandoned half-way kills the workers that were reading.
+
+        Raises:
+            CldError: no worker starts.
         """
         source, queue = iter(jobs), deque[_Pending]()
         try:
@@ -254,12 +277,28 @@ class DecodePool:
     def _receive(self, worker: Worker, pending: _Pending) -> None:
         try:
             event, spent = receive(worker.pipe)
-        except (EOFError, OSError, MediaError) as error:
-            pending.add(Done("BROKEN", str(error) if isinstance(error, MediaError) else worker.obituary()))
+        except MediaError as error:
+            pending.add(Done("BROKEN", str(error)))
             self._replace(worker)
+            return
+        except (EOFError, OSError):
+            self._bury(worker, pending)
             return
         worker.watchdog.heard()
         if event is not None:
             pending.add(event)
             if isinstance(event, Done):
                 worker.job, worker.spent = None, spent
+
+    def _bury(self, worker: Worker, pending: _Pending) -> None:
+        """A new worker in the place of one that died; it goes on with the file unless that may have been the cause."""
+        why, status = worker.obituary(), worker.process.poll()
+        unborn = status is not None and not worker.watchdog.spoken
+        if unborn and pending.again:
+            raise CldError(f"no file can be read: {why}. `cld-stream doctor` tells what this machine lacks.")
+        new = self._replace(worker)
+        if pending.again or not (unborn or status == -signal.SIGKILL):
+            pending.add(Done("BROKEN", why))
+        else:
+            pending.again = True
+            new.take(pending.rest)

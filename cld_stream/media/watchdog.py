@@ -20,15 +20,20 @@ class Watchdog:
         silence_s: it hangs if it neither says a word nor computes for this long.
         compute_s: it has lost its way if it uses so much CPU time without a word.
         start_s: least silence allowed before its first word.
+
+    Attributes:
+        spoken: it has said something.
     """
 
     def __init__(self, pid: int, silence_s: float, compute_s: float, start_s: float) -> None:
         self._pid, self._silence_s, self._compute_s = pid, silence_s, compute_s
         self._patience_s = max(silence_s, start_s)
+        self.spoken = False
         self.rest()
 
     def heard(self) -> None:
         """It has said something."""
+        self.spoken = True
         self._patience_s = self._silence_s
         self.rest()
 

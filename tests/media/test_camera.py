@@ -89,7 +89,7 @@ def test_a_camera_may_be_down_die_change_and_stall_and_the_line_is_taken_up_agai
         child.send_signal(signal.SIGCONT)
         line.until_more()
         os.killpg(line.link.pids[0], signal.SIGKILL)
-        line.until(lambda: "crashed" in line.reasons[-1])
+        line.until(lambda: "killed" in line.reasons[-1])
         line.until_more(1)
     said = dict.fromkeys(line.reasons)
     assert {"Connection refused", "it ended the stream", "nothing came from it for 2 s"} < set(said)

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from cld_stream.config import IngestSettings
+from cld_stream.errors import CldError
 from cld_stream.media.job import Chunk, Done, Event, Job, Started
 from cld_stream.media.link import CameraLink
 from cld_stream.media.pool import DecodePool
@@ -76,7 +77,7 @@ def test_workers_stay_for_the_next_run_and_end_with_the_pool(tmp_path: Path) -> 
     assert not any(alive(pid) for pid in pids)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV])
 def test_a_crash_costs_the_file_and_no_other(number: int, tmp_path: Path) -> None:
     long, short = counter(tmp_path / "l.mp4", steady(256)), counter(tmp_path / "s.mp4", steady(20))
     with DecodePool(1, IngestSettings()) as pool:
@@ -88,6 +89,43 @@ def test_a_crash_costs_the_file_and_no_other(number: int, tmp_path: Path) -> Non
                 done.append(event)
     assert [d.outcome for d in done] == ["ADDED", "BROKEN", "ADDED"]
     assert signal.Signals(number).name in done[1].reason
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_file_whose_worker_was_killed_is_read_on_once(kills: int, tmp_path: Path) -> None:
+    """By the system, when memory ran out: that is rarely the file's doing."""
+    jobs = video_jobs([counter(tmp_path / name, steady(256)) for name in ("a.mp4", "b.mp4")], fps=25.0)
+    killed, events = set[int](), list[tuple[Job, Event]]()
+    with DecodePool(1, IngestSettings()) as pool:
+        for job, event in pool.run(jobs):
+            events.append((job, event))
+            if job.key == 0 and isinstance(event, Chunk) and len(killed) < kills and pool.pids[0] not in killed:
+                killed.add(pool.pids[0])
+                os.kill(pool.pids[0], signal.SIGKILL)
+    assert len(killed) == kills
+    first, second = ([e for job, e in events if job.key == key] for key in (0, 1))
+    assert [isinstance(e, Started) for e in first].count(True) == 1
+    ends = [e for one in (first, second) for e in one if isinstance(e, Done)]
+    assert [end.outcome for end in ends] == ["ADDED" if kills == 1 else "BROKEN", "ADDED"]
+    if kills == 1:
+        assert same(frames_of(iter(first)), frames_of(read_video(jobs[0])))
+    else:
+        assert "killed (SIGKILL)" in ends[0].reason
+
+
+def test_a_worker_that_ends_as_it_starts_is_no_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = counter(tmp_path / "a.mp4", steady(20))
+    python, mark = tmp_path / "python", tmp_path / "mark"
+    python.write_text(f'#!/bin/sh\nif [ -e {mark} ]; then exec {sys.executable} "$@"; fi\ntouch {mark}\nexit 7\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with DecodePool(1, IngestSettings()) as pool:
+        assert [done.outcome for done in outcomes(pool, video_jobs([path]))] == ["ADDED"]
+    python.write_text("#!/bin/sh\nexit 7\n")
+    with DecodePool(1, IngestSettings()) as pool, pytest.raises(CldError, match="exit status 7"):
+        outcomes(pool, video_jobs([path]))
 
 
 def test_a_hung_worker_is_killed_and_replaced(tmp_path: Path) -> None:
@@ -103,6 +141,23 @@ def test_a_hung_worker_is_killed_and_replaced(tmp_path: Path) -> None:
         assert not alive(stopped)
     assert [d.outcome for d in done] == ["BROKEN", "ADDED"]
     assert "hung" in done[0].reason
+
+
+def test_a_worker_that_does_not_die_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that waits for a network drive without end cannot be killed; here its death is kept from it."""
+    path = counter(tmp_path / "a.mp4", steady(20))
+    monkeypatch.setattr("cld_stream.media.pool._DEATH_S", 0.2)
+    with DecodePool(1, IngestSettings(heartbeat_s=0.5)) as pool:
+        list(pool.run(video_jobs([path])))
+        deathless = pool._workers[0].process
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "killpg", lambda *_: os.kill(deathless.pid, signal.SIGSTOP))
+            os.kill(deathless.pid, signal.SIGSTOP)
+            assert [d.outcome for d in outcomes(pool, video_jobs([path]))] == ["BROKEN"]
+        assert alive(deathless.pid)
+        assert [d.outcome for d in outcomes(pool, video_jobs([path]))] == ["ADDED"]
+    deathless.kill()
+    deathless.wait()
 
 
 @pytest.fixture(scope="module")
