@@ -1,6 +1,7 @@
 """The stream benchmark on tiny data: streams have the order they claim, rows are valid, a cell runs once."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 
 from benchmarks.offline import ledger
 from benchmarks.stream import data, table
-from benchmarks.stream.__main__ import beyond
+from benchmarks.stream.__main__ import beyond, main
 from benchmarks.stream.cells import Cell, Job, cell_of, finish
 from benchmarks.stream.clips import CLIP, render
 from benchmarks.stream.findings import first_reached, over_sequences
@@ -266,6 +267,16 @@ def test_the_curve_has_the_same_gallery_and_questions_everywhere(folders: data.F
     assert len({p["knn"] for p in judge.points}) == 1
     assert [p for p in judge.points if "linear" in p] == [judge.points[1], judge.points[3]]
     assert judge.points[-1]["whole"].keys() == {"knn", "knn_f"}
+
+
+@pytest.mark.parametrize("named", [[], ["--rows", "iid-simclr", "reservoir"]])
+def test_a_row_of_one_track_runs_elsewhere_when_it_is_named(named: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Cell] = []
+    monkeypatch.setattr("benchmarks.stream.estimate.show", lambda cells, *_: asked.extend(cells))
+    monkeypatch.setattr(sys, "argv", ["stream", "--estimate", "--tracks", "A", "B", *named])
+    main()
+    tracks = {row: {c.track for c in asked if c.row == row} for row in ("iid-simclr", "reservoir")}
+    assert tracks == {"iid-simclr": {"A", "B"} if named else {"B"}, "reservoir": {"A", "B"}}
 
 
 def test_a_sweep_goes_on_where_its_best_rate_is_at_an_edge(tmp_path: Path) -> None:
