@@ -7,7 +7,8 @@ and on files: one goes whenever one comes. The store knows 5,000 files before, a
 Every second resident memory, open descriptors and threads of each process (workers included) and the trainer's lag are
 noted. Ingest and train are asked for their health and metrics five times a second: in an hour as often as in three days
 by a monitor that asks every quarter of a minute. A straight line through what comes after the warm-up has the slope
-that is printed, with its 95% confidence interval (from means of minutes, since neighbouring seconds tell the same).
+that is printed, with an interval (from means of minutes, since neighbouring seconds tell the same): with 95% confidence
+all nine slopes lie in theirs.
 Memory also goes in steps: a table that is made anew elsewhere in the heap touches pages that nothing had touched. So
 its line may have one step, if that explains most of what a line without one leaves; the step is printed beside the
 slope, and further steps are part of the slope.
@@ -47,11 +48,12 @@ _ASKED_HZ = 5
 _MOST = {"memory": 4.0, "descriptors": 1.0, "threads": 1.0}  # an hour, beyond the interval
 _HIGHEST_STEP = 10.0  # MB
 _APART = 3  # minutes between a step and an end
+_NINE = 3.0  # standard errors to each side: nine of such intervals hold all at once with 95% (Bonferroni, t of 35)
 
 
 @dataclass(frozen=True)
 class Slope:
-    """Of one measure of one process, an hour: value, and half the width of its 95% confidence interval.
+    """Of one measure of one process, an hour: value, and half the width of its interval.
 
     Attributes:
         step: (second, height) of the one step that the line has; None where it has none.
@@ -175,7 +177,7 @@ def slope(process: str, measure: str, rows: NDArray[np.float64], after_s: float)
     level_slope_step = np.linalg.lstsq(design, y)[0]
     error = float(np.sqrt(_left(design, y) / (len(t) - design.shape[1]) * np.linalg.inv(design.T @ design)[1, 1]))
     step = (float(t[design[:, 2] > 0][0]), float(level_slope_step[2])) if design is not line else None
-    return Slope(process, measure, float(y[-1]), float(level_slope_step[1]), 2.2 * error, step)
+    return Slope(process, measure, float(y[-1]), float(level_slope_step[1]), _NINE * error, step)
 
 
 def _left(design: NDArray[np.float64], y: NDArray[np.float64]) -> float:
@@ -192,8 +194,9 @@ def markdown(minutes: float, warm_up: float, slopes: list[Slope], lag: NDArray[n
     return "\n".join(
         [
             f"# Soak\n\n`python -m benchmarks.soak --minutes {minutes:g}`, {os.cpu_count()}-core "
-            f"{os.uname().machine} machine, {datetime.now(UTC).date()}. Slopes after {warm_up:.3g} minutes.\n",
-            "| process | | at the end | an hour, with 95% interval | a step |\n| --- | --- | --- | --- | --- |",
+            f"{os.uname().machine} machine, {datetime.now(UTC).date()}. Slopes after {warm_up:.3g} minutes; "
+            "with 95% confidence all are within.\n",
+            "| process | | at the end | an hour | a step |\n| --- | --- | --- | --- | --- |",
             *lines,
             f"\nLag: median {np.median(lag[:, 1]):,.0f} frames, at most {lag[:, 1].max():,.0f}. ",
             *[f"- {problem}" for problem in problems],
