@@ -76,6 +76,10 @@ def _options(
     _debug = debug
     console.quiet = quiet
     set_up_logging(verbose, debug=debug, as_json=json_logs)
+    try:
+        os.getcwd()  # noqa: PTH109 - as torch asks, which else ends the process
+    except FileNotFoundError:
+        raise UsageError("the current folder has been removed: change to one that is there first.") from None
 
 
 def _flags_first(args: list[str]) -> list[str]:
@@ -91,6 +95,7 @@ def main() -> None:
     # (benchmarks/results/step.md)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("PATH", os.defpath)  # decord takes it for granted
     atexit.register(gc.freeze)  # else the interpreter goes through all of torch's objects to end: a second of CPU
     work_without_readers()
     escape_what_cannot_be_encoded()

@@ -44,6 +44,9 @@ def train(
 ) -> None:
     """Keep training on the store, publish encoders, follow what ingest adds. Resumes by itself; runs until stopped."""
     with StopSignals() as stop:  # the imports take seconds
+        from cld_stream.storage.header import read_header
+
+        read_header(store)  # that there is no store is said before anything of training
         from cld_stream.cli.progress import TrainDisplay, print_train_summary
         from cld_stream.pipelines.device import choose_device
         from cld_stream.pipelines.metrics import TrainReport

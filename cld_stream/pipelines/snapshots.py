@@ -131,4 +131,9 @@ def _resolve(store: Store, text: str) -> str:
             )
         return latest.id
     matching = [row.id for row in store.catalog.snapshots() if row.id.startswith(text)] if text else []
+    if len(matching) > 1 and text not in matching:
+        raise StoreNotFoundError(
+            f"{store.path}: {len(matching)} snapshots begin with {text!r}; newest: {', '.join(matching[-5:])}. "
+            "Give more of the id."
+        )
     return matching[0] if len(matching) == 1 else store.catalog.snapshot(text).id

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,24 @@ def test_that_no_frame_fits_is_said(cli: Cli, trained: Path) -> None:
 
 def test_the_first_line_of_status_is_the_store(cli: Cli, home: Path) -> None:
     assert cli("status").out.splitlines()[0].startswith("store ")
+
+
+def test_that_there_is_no_store_is_all_that_train_says(cli: Cli, home: Path) -> None:
+    assert cli("train", "--store", "nowhere", "--device", "cpu").err.startswith("nowhere: there is no store here.")
+
+
+def test_the_beginning_of_two_snapshots_names_neither(cli: Cli, trained: Path) -> None:
+    from cld_stream.storage.store import Store
+
+    with Store.open(trained) as store:
+        (one,) = store.catalog.snapshots()
+        store.catalog.add_snapshot(replace(one, id=f"{one.id[:8]}-older", created_utc=one.created_utc - 1))
+    assert cli("query", "--frame", 1, "--store", trained, "--snapshot", one.id[:10]).code == 0
+    ended = cli("query", "--frame", 1, "--store", trained, "--snapshot", one.id[:8])
+    assert ended.code == 2
+    assert f"2 snapshots begin with '{one.id[:8]}'" in ended.err, ended.err
+    with Store.open(trained) as store:
+        store.catalog.drop_snapshot(f"{one.id[:8]}-older")
 
 
 def test_the_latest_snapshot_is_marked(cli: Cli, trained: Path) -> None:
@@ -416,6 +435,26 @@ def test_the_lock_is_a_kernel_lock(cli: Cli, home: Path) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert cli("ingest", "media").code == 3
     assert cli("ingest", "media").code == 0
+
+
+def test_from_a_folder_that_was_removed_one_line_says_so(home: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "os.mkdir('gone'), os.chdir('gone'), os.rmdir('../gone')\n"
+        "from cld_stream.cli import main\n"
+        "sys.argv = ['cld-stream', 'ingest', 'media']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert done.stderr.startswith("the current folder has been removed")
+
+
+def test_without_a_search_path_nothing_is_broken(home: Path) -> None:
+    poor = {name: value for name, value in os.environ.items() if name != "PATH"}
+    done = subprocess.run([sys.executable, "-m", "cld_stream", "doctor"], capture_output=True, text=True, env=poor)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_ctrl_c_ends_with_a_word_and_without_a_traceback() -> None:
