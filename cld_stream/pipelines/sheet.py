@@ -6,6 +6,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cld_stream.errors import UsageError
 from cld_stream.media.frames import moment
 from cld_stream.pipelines.neighbours import Hit
 from cld_stream.pipelines.query import Answer
+from cld_stream.storage.durable import stays
 from cld_stream.storage.store import Store
 
 __all__ = ["as_shown", "write_page", "write_sheet"]
@@ -228,10 +230,14 @@ def _write(path: Path, data: bytes, option: str) -> None:
         raise UsageError(f"{option} {path}: this is a folder. Name a file in it.")
     aside = path.with_name(f".{path.name}.tmp")
     try:
-        aside.write_bytes(data)
-        os.replace(aside, path)  # noqa: PTH105
+        if stays(path):
+            path.write_bytes(data)
+        else:
+            aside.write_bytes(data)
+            os.replace(aside, path)  # noqa: PTH105
     except OSError as e:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
         raise UsageError(
             f"{option} {path}: cannot write it: {e.strerror}. Choose a file in a folder that exists."
         ) from None

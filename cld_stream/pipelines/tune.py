@@ -21,7 +21,7 @@ from cld_stream.pipelines.tune_report import TuneProgress, TuneReport
 from cld_stream.pipelines.tune_runs import FinishedRuns
 from cld_stream.pipelines.tune_slice import Slice, measure, take_slice, train_on
 from cld_stream.storage.checkpoints import load_checkpoint
-from cld_stream.storage.durable import atomic_write_bytes
+from cld_stream.storage.durable import atomic_write_bytes, stays
 from cld_stream.storage.lock import refuse_links
 from cld_stream.storage.store import Store
 
@@ -198,7 +198,8 @@ def _misfit(store_path: Path, settings: Settings) -> str | None:
 
 def _write(out: Path, best: Candidate, standing: Standing) -> None:
     said = f"# By `cld-stream tune`: {best.name}; ahead of all others in {standing.first:.0%} of the resamples.\n"
+    write = Path.write_bytes if stays(out) else atomic_write_bytes
     try:
-        atomic_write_bytes(out, (said + as_toml(best.settings)).encode())
+        write(out, (said + as_toml(best.settings)).encode())
     except OSError as e:
         raise UsageError(f"--out {out}: cannot write it: {e.strerror}. The finished runs are kept.") from None

@@ -23,6 +23,7 @@ __all__ = [
     "make_dir",
     "publish_dir",
     "remove_dir",
+    "stays",
     "temporary",
     "whole",
 ]
@@ -34,6 +35,11 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 def temporary(path: Path) -> Path:
     """Where `path` is written before it gets its name. Always the same, so that a retry overwrites it."""
     return path.with_name(f".{path.name}.tmp")
+
+
+def stays(path: Path) -> bool:
+    """Whether a link, a pipe or a device is there: it is written through, and no file takes its name."""
+    return path.is_symlink() or (path.exists() and not path.is_file())
 
 
 @contextmanager

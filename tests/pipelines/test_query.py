@@ -1,5 +1,6 @@
 """Questions in every form, their answers, and every mistake in one line."""
 
+import os
 import re
 import struct
 import subprocess
@@ -272,6 +273,24 @@ def test_a_mistake_is_one_clear_line(made: Published, tmp_path: Path, name: str)
         query(made.store.path, **arguments(tmp_path))
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_an_answer_takes_the_place_of_no_link_and_no_pipe(made: Published, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("file")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    query(made.store.path, frame=0, k=1, sheet=tmp_path / "link", html=tmp_path / "pipe")
+    assert os.read(reader, 15) == b"<!doctype html>"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_name_below_a_file_is_told(made: Published, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--sheet .*Not a directory"):
+        query(made.store.path, frame=0, k=1, sheet=tmp_path / "file" / "sheet.png")
 
 
 def test_before_anything_is_published_the_next_step_is_named(tmp_path: Path) -> None:

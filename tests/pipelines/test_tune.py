@@ -103,7 +103,9 @@ def test_the_store_may_be_in_use_and_nothing_of_it_is_touched(home: Path) -> Non
 
 
 def test_the_best_settings_are_written_as_train_reads_them(home: Path) -> None:
+    (home / "tuned.toml").symlink_to("elsewhere.toml")
     report = run(home, steps=2, out=home / "tuned.toml")
+    assert (home / "tuned.toml").is_symlink(), "written through"
     best = report.candidates[report.standings[0].index]
     assert load_settings(home / "tuned.toml") == best.settings
     assert report.out == home / "tuned.toml"
