@@ -204,23 +204,36 @@ class _Board:
             raise
 
     def _trim(self) -> None:
-        """Begin another file when this one is long, and remove the oldest beyond the limit; what can be."""
-        found = []
+        """Begin another file when this one is long or was taken away, and remove the oldest beyond the limit."""
+        found, own = [], None if self._file is None else Path(str(self._file.name))
         for file in self._folder.glob("events.out.*"):
             with suppress(OSError):  # somebody tidies up
-                found.append((file.stat().st_mtime_ns, file.stat().st_size, file))
-        found.sort()
-        total = sum(size for _, size, _ in found)
-        for _, size, old in found[:-1]:
+                found.append((file == own, file.stat().st_mtime_ns, file.stat().st_size, file))
+        found.sort()  # the one that is written is the newest, whatever the clock did meanwhile
+        total = sum(size for _, _, size, _ in found)
+        for _, _, size, old in found[:-1]:
             if total > self._limit * (_PARTS - 1) // _PARTS:
                 total -= size
                 with suppress(OSError):
                     old.unlink()
-        if found and found[-1][1] > self._limit // _PARTS:
+        if not found or found[-1][3] != own or found[-1][2] > self._limit // _PARTS:
             self.close()
 
 
 class _Rotating(RotatingFileHandler):
+    def shouldRollover(self, record: logging.LogRecord) -> int:  # noqa: N802
+        """Whether the file is full; one that somebody took away or replaced is begun anew first."""
+        if self.stream is not None and self._is_elsewhere():
+            self.stream.close()
+            self.stream = self._open()
+        return super().shouldRollover(record)
+
+    def _is_elsewhere(self) -> bool:
+        try:
+            return not os.path.samestat(os.stat(self.baseFilename), os.fstat(self.stream.fileno()))  # noqa: PTH116
+        except OSError:
+            return True
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """A line that cannot be written is lost without a word: where the disk is full, a checkpoint says so."""
 

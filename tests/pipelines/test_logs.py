@@ -1,6 +1,7 @@
 """Logs do not fill the disk, however long training runs."""
 
 import json
+import os
 import resource
 import signal
 from pathlib import Path
@@ -74,3 +75,40 @@ def test_files_of_events_that_cannot_be_looked_at_or_removed_end_nothing(tmp_pat
 
 def test_what_json_cannot_hold_is_null() -> None:
     assert [finite(v) for v in (1, 2.5, "x", float("nan"), float("inf"))] == [1, 2.5, "x", None, None]
+
+
+def test_a_clock_that_was_set_back_makes_no_events_grow_out_of_sight(tmp_path: Path) -> None:
+    """Where files are from the future, the one that is written is not taken for the oldest."""
+    with MetricsLog(tmp_path, limit_mb=1) as logs:
+        logs.write(progress(0))
+    (old,) = (tmp_path / "tensorboard").iterdir()
+    old.write_bytes(bytes(700_000))
+    os.utime(old, (1e10, 1e10))
+    with MetricsLog(tmp_path, limit_mb=1) as logs:
+        for step in range(400):
+            logs.write(progress(step))
+        written = set((tmp_path / "tensorboard").iterdir()) - {old}
+        assert 0 < size(*written) <= 300_000
+        assert len(written) <= 3
+        for step in range(400, 2000):
+            logs.write(progress(step))
+    assert not old.exists()
+
+
+def test_logs_that_somebody_takes_away_are_begun_anew(tmp_path: Path) -> None:
+    names = ("metrics.jsonl", "train.log")
+    with MetricsLog(tmp_path) as logs:
+        logs.write(progress(0))
+        log.info("before")
+        for name in names:
+            (tmp_path / name).rename(tmp_path / f"{name}-yesterday")
+        for file in (tmp_path / "tensorboard").iterdir():
+            file.unlink()
+        for step in range(1, 200):
+            logs.write(progress(step))
+        log.info("after")
+        assert [*(tmp_path / "tensorboard").iterdir()]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [*range(1, 200)]
+    assert "after" in (tmp_path / "train.log").read_text()
+    assert "after" not in (tmp_path / "train.log-yesterday").read_text()
