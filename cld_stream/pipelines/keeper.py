@@ -82,6 +82,7 @@ class Keeper:
         self._checkpoint, self._publish, self._extend = _Every(t.checkpoint_s), _Every(t.publish_s), _Every(t.extend_s)
         self._show, self._retry = _Every(_SHOW_S), _Every(_RETRY_S)
         self._attempts, self._failed = Attempts(log), False
+        self._saved: tuple[object, ...] = ()
         self._open = ExitStack()
         self._publication: Publication | None = None
         self._publishing_s, self._began = 0.0, time.monotonic()
@@ -139,7 +140,9 @@ class Keeper:
     def tend(self, state: str, committed: int) -> None:
         """Do what is due. `state` as in `TrainProgress`; while waiting, publishing need not share the machine."""
         if self._checkpoint.due():
-            self.try_checkpoint()
+            if self._unseen() or self._standing() != self._saved:
+                self.try_checkpoint()
+            self._checkpoint.reset()
         if self._extend.due():
             self._attempts.attempt(_EXTENDING, lambda: self._extender.run(_EXTEND_FRAMES))
             self._extend.reset()
@@ -169,11 +172,19 @@ class Keeper:
         good = self._rescue.good and not self._guard.holding and not self._unseen()
         keep = self._settings.train.checkpoints_kept
         save_checkpoint(self._store.path, self._learner.clock, arrays, meta, keep=keep, pin=good)
+        self._saved = self._standing()
         self._rescue.saved(pinned=good)
         self._checkpoint.reset()
         log.info(
             "checkpoint at step %d%s", self._learner.clock, "" if good else " (not pinned: it is not known to be good)"
         )
+
+    def _standing(self) -> tuple[object, ...]:
+        """Differs from that of the last checkpoint where there is something to save: not in a trainer that sleeps."""
+        learner = self._learner
+        counts = learner.clock, len(learner.buffer), self.idle_steps, self.owed_steps
+        judged = self._guard.state_dict(), self._rescue.state_dict(), self._rescue.good
+        return *counts, self.feed.state_dict(), *judged
 
     def finish(self, committed: int, stop: Callable[[], bool]) -> None:
         """The last checkpoint and, unless an end was asked for, a publication."""

@@ -117,6 +117,35 @@ def test_a_trainer_that_sleeps_trains_no_frames(
     assert (said[-2].state, said[-2].frames_s, said[-2].data_wait) == ("waiting", 0, 0)  # the last is the end
 
 
+def test_a_trainer_that_sleeps_saves_once(tmp_path: Path, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """A month of sleep must not write one state every five minutes; what was forgotten meanwhile leaves it."""
+    grow(tmp_path, 40, settings)
+    source = grow(tmp_path, 20, settings)
+    often = replace(settings, train=replace(settings.train, checkpoint_s=0.2))
+    said: list[TrainProgress] = []
+    counts: list[int] = []
+    since, until = time.monotonic(), time.monotonic() + 60
+
+    def stop() -> bool:
+        nonlocal since
+        now = time.monotonic()
+        if not (said and said[-1].state == "waiting" and said[-1].step > 0):
+            since = now
+        if now - since > (2 if len(counts) % 2 else 1):  # it has had the time for one, then for several
+            counts.append(sum(record.msg.startswith("checkpoint at") for record in caplog.records))
+            if len(counts) == 2:
+                with Store.open(tmp_path) as store, store.writer("test") as writer:
+                    writer.forget(source)
+            since = now
+        return len(counts) == 4 or now > until
+
+    with caplog.at_level("INFO"):
+        train(tmp_path, often, on_progress=said.append, stop=stop)
+    first = counts[0]
+    assert counts == [first, first, first + 1, first + 1]
+    assert load_checkpoint(tmp_path).tensors["buffer.ids"].max() < 40
+
+
 def test_what_was_not_measured_yet_is_no_number(tmp_path: Path, settings: Settings) -> None:
     rare = replace(settings, train=replace(settings.train, log_steps=1000, idle_steps=0))
     measured = {"groups", "feature_std", "effective_rank"}
