@@ -223,16 +223,16 @@ class _Board:
 class _Rotating(RotatingFileHandler):
     def shouldRollover(self, record: logging.LogRecord) -> int:  # noqa: N802
         """Whether the file is full; one that somebody took away or replaced is begun anew first."""
-        if self.stream is not None and self._is_elsewhere():
+        if self.stream is not None and not self._is_in_place(self.stream.fileno()):
             self.stream.close()
             self.stream = self._open()
         return super().shouldRollover(record)
 
-    def _is_elsewhere(self) -> bool:
+    def _is_in_place(self, fd: int) -> bool:
         try:
-            return not os.path.samestat(os.stat(self.baseFilename), os.fstat(self.stream.fileno()))  # noqa: PTH116
+            return os.path.samestat(Path(self.baseFilename).stat(), os.fstat(fd))
         except OSError:
-            return True
+            return False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """A line that cannot be written is lost without a word: where the disk is full, a checkpoint says so."""

@@ -37,6 +37,7 @@ __all__ = [
     "pin_checkpoint",
     "pinned_checkpoint",
     "save_checkpoint",
+    "seen_below",
 ]
 
 _FORMAT, _VERSION = "cld-stream.checkpoint", 1
@@ -185,6 +186,13 @@ def buffered_ids(store_path: Path) -> NDArray[np.int64]:
             continue
         return np.unique(ids[ids >= 0])
     return np.zeros(0, np.int64)
+
+
+def seen_below(store_path: Path) -> int:
+    """Every frame id that the newest checkpoint knows is below this; 0 without one."""
+    with suppress(FormatTooNewError):
+        return int(newest_meta(store_path).get("feed", {}).get("cursor", 0))
+    return 0
 
 
 def newest_meta(store_path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from cld_stream.storage.vectors import VectorArray
 __all__ = [
     "FeatureSegment",
     "drop_from_segments",
+    "embedded_below",
     "list_segments",
     "merge_segments",
     "segment_name",
@@ -117,6 +118,12 @@ def segment_name(first: int, stop: int) -> str:
 def list_segments(folder: Path) -> list[FeatureSegment]:
     """In the order of their frames. One whose frames lie within another's has been merged into it."""
     return _kept_and_merged(folder)[0]
+
+
+def embedded_below(store_path: Path) -> int:
+    """Every frame id that a snapshot, finished or not, has features of is below this; 0 without one."""
+    folders = (store_path / "snapshots").glob("*/segments")
+    return max((segment.stop for folder in folders for segment in list_segments(folder)), default=0)
 
 
 def _kept_and_merged(folder: Path) -> tuple[list[FeatureSegment], list[FeatureSegment]]:

@@ -1,5 +1,6 @@
 """The one process that adds frames: append, commit, seal (`SPEC.md` section 5)."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -14,12 +15,14 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from cld_stream.errors import CorruptError, StoreFullError, StoreNotFoundError
 from cld_stream.storage import schema
 from cld_stream.storage.catalog import Catalog
+from cld_stream.storage.checkpoints import seen_below
 from cld_stream.storage.forget import complete_forgetting
 from cld_stream.storage.header import Header
 from cld_stream.storage.lock import FileLock
 from cld_stream.storage.retention import begin_dropping, complete_dropping
 from cld_stream.storage.rowcheck import add_checksums, frame_crc, note_source_crcs
 from cld_stream.storage.schema import NewFrame, Outcome, SourceKind
+from cld_stream.storage.segments import embedded_below
 from cld_stream.storage.shards import (
     ArrayState,
     LocalShards,
@@ -32,6 +35,7 @@ from cld_stream.storage.sidecars import catalog_sidecar, sidecar_path, write_sid
 
 __all__ = ["Writer"]
 
+log = logging.getLogger("cld_stream.writer")
 _DEFAULTS: dict[str, Any] = {
     "reader": "",
     "outcome": None,
@@ -64,6 +68,7 @@ class Writer:
             add_checksums(self._catalog)
             self._reload()
             self._mend_array_state()
+            self._pass_known_ids()
             with suppress(StoreFullError):  # the next commit tries again
                 self._seal_full()
             complete_forgetting(self._path, self._header, self._catalog)
@@ -265,6 +270,18 @@ class Writer:
         self._next_id, self._next_source = int(now["next_id"]), int(now["next_source"])
         self._sealed, self._generation = int(now["sealed"]), int(now["generation"])
         self._clear()
+
+    def _pass_known_ids(self) -> None:
+        """Ids that others know are not given again, though the catalog, as of a backup, does not know them."""
+        known = max(read_array_state(self._path / "frames").sealed, seen_below(self._path), embedded_below(self._path))
+        if known > self._next_id:
+            log.warning(
+                "%s: the catalog is older than what was made of it: new frames begin at id %d, not %d",
+                self._path, known, self._next_id,
+            )  # fmt: skip
+            with self._catalog.writing() as tx:
+                tx.execute(update(schema.state).values(next_id=known))
+            self._next_id = known
 
     def _clear(self) -> None:
         self._new: dict[int, dict[str, Any]] = {}

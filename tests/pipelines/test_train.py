@@ -1,8 +1,11 @@
 import json
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from cld_stream.pipelines.probes import TRAIN, families
 from cld_stream.pipelines.restore import restore_learner
 from cld_stream.pipelines.status import status
 from cld_stream.pipelines.train import TrainProgress, train, train_settings
+from cld_stream.storage.check import check
 from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint, pinned_checkpoint
 from cld_stream.storage.schema import NewFrame, Outcome
 from cld_stream.storage.store import Store
@@ -115,6 +119,32 @@ def test_a_trainer_that_sleeps_trains_no_frames(
     train(tmp_path, settings, on_progress=said.append, stop=slept)
     assert metrics(tmp_path)[-1]["frames_s"] > 0
     assert (said[-2].state, said[-2].frames_s, said[-2].data_wait) == ("waiting", 0, 0)  # the last is the end
+
+
+def test_frames_that_come_after_an_older_catalog_was_restored_are_new_ones(tmp_path: Path, settings: Settings) -> None:
+    """The checkpoint, the snapshots and the shards know ids that the backup does not."""
+    path, backup = tmp_path / "store", tmp_path / "catalog.db"
+    small = replace(settings, store=replace(settings.store, shard_frames=32))
+    grow(path, 60, small)
+    with closing(sqlite3.connect(path / "catalog.db")) as now, closing(sqlite3.connect(backup)) as then:
+        now.backup(then)
+    grow(path, 60, small)
+    train(path, small, until_caught_up=True)
+    for file in path.glob("catalog.db*"):
+        file.unlink()
+    shutil.copy(backup, path / "catalog.db")
+    train(path, small, until_caught_up=True)  # as it may be started first
+    grow(path, 40, small)
+    with Store.open(path) as store, store.reader() as reader:
+        ids = store.catalog.live_ids()
+        assert ids.tolist() == [*range(60), *range(120, 160)]
+        assert reader.read(ids)[1].all()
+    report = train(path, small, until_caught_up=True)
+    assert (report.fed, report.lag) == (160, 0)
+    buffered = load_checkpoint(path).tensors["buffer.ids"]
+    assert not ((buffered >= 60) & (buffered < 120)).any()
+    with Store.open(path) as store:
+        assert check(store) == []
 
 
 def test_a_trainer_that_sleeps_saves_once(tmp_path: Path, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
