@@ -28,6 +28,7 @@ from cld_stream.pipelines.rescue import Rescue
 from cld_stream.pipelines.restore import buffer_batches, meta_of
 from cld_stream.storage.checkpoints import save_checkpoint
 from cld_stream.storage.durable import atomic_write_bytes
+from cld_stream.storage.header import require_in_place
 from cld_stream.storage.store import Store
 
 __all__ = ["Keeper"]
@@ -138,12 +139,17 @@ class Keeper:
         self._published = min(self._published, self._learner.updates)
 
     def tend(self, state: str, committed: int) -> None:
-        """Do what is due. `state` as in `TrainProgress`; while waiting, publishing need not share the machine."""
+        """Do what is due. `state` as in `TrainProgress`; while waiting, publishing need not share the machine.
+
+        Raises:
+            StoreError: the store was moved, or its drive is away.
+        """
         if self._checkpoint.due():
             if self._unseen() or self._standing() != self._saved:
                 self.try_checkpoint()
             self._checkpoint.reset()
         if self._extend.due():
+            require_in_place(self._store.path, self._store.header)
             self._attempts.attempt(_EXTENDING, lambda: self._extender.run(_EXTEND_FRAMES))
             self._extend.reset()
         self._tend_publication(waiting=state == "waiting")
@@ -156,6 +162,7 @@ class Keeper:
 
     def checkpoint(self) -> None:
         """Save everything that the next step depends on; a state behind which all went well is pinned."""
+        require_in_place(self._store.path, self._store.header)
         if self._unseen():
             self._look()
         arrays, numbers = self._learner.state_dict()

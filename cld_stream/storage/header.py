@@ -3,15 +3,16 @@
 import json
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from cld_stream.config import StoreSettings
-from cld_stream.errors import CorruptError, FormatTooNewError, StoreNotFoundError
+from cld_stream.errors import CorruptError, FormatTooNewError, StoreError, StoreNotFoundError
 from cld_stream.storage.durable import atomic_write_json
 
-__all__ = ["Header", "read_header", "set_version", "write_header"]
+__all__ = ["Header", "read_header", "require_in_place", "set_version", "write_header"]
 
 _FORMAT, VERSION = "cld-stream.store", 1
 
@@ -68,3 +69,21 @@ def read_header(path: Path) -> Header:
         raise CorruptError(f"{file}: cannot be read: {e.strerror}. Check its permissions.") from None
     except (ValueError, LookupError, TypeError) as e:
         raise CorruptError(f"{file}: the header is damaged ({e}). Restore it from a backup.") from None
+
+
+def require_in_place(path: Path, header: Header) -> None:
+    """The store that was opened here is here still: what is open goes with a folder that is moved, new files do not.
+
+    Raises:
+        StoreError: it is not, or another one is.
+    """
+    with suppress(CorruptError):  # it cannot be read now, but is there
+        try:
+            here = read_header(path).uuid == header.uuid
+        except StoreNotFoundError:
+            here = False
+        if not here:
+            raise StoreError(
+                f"{path}: the store was moved or removed, or its drive is away. What it holds is as it was; "
+                "run the same command again where it is now."
+            )

@@ -17,7 +17,7 @@ from cld_stream.storage import schema
 from cld_stream.storage.catalog import Catalog
 from cld_stream.storage.checkpoints import seen_below
 from cld_stream.storage.forget import complete_forgetting
-from cld_stream.storage.header import Header
+from cld_stream.storage.header import Header, require_in_place
 from cld_stream.storage.lock import FileLock
 from cld_stream.storage.retention import begin_dropping, complete_dropping
 from cld_stream.storage.rowcheck import add_checksums, frame_crc, note_source_crcs
@@ -189,7 +189,9 @@ class Writer:
 
         Raises:
             StoreFullError, StoreBusyError: not now.
+            StoreError: the store was moved.
         """
+        require_in_place(self._path, self._header)
         if not (self._new or self._changed or self._rows):
             self._committed_at = time.monotonic()
             self._seal_full()  # what a full disk has kept from being sealed

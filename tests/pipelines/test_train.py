@@ -15,7 +15,7 @@ import simplejpeg
 import torch
 
 from cld_stream.config import GuardSettings, Settings, load_settings
-from cld_stream.errors import GuardStopError, LockHeldError, UsageError
+from cld_stream.errors import GuardStopError, LockHeldError, StoreError, UsageError
 from cld_stream.learn.buffer import Ids
 from cld_stream.learn.feed import Feed
 from cld_stream.pipelines.pixels import FreshFrames, GoneError, PixelCache
@@ -145,6 +145,32 @@ def test_frames_that_come_after_an_older_catalog_was_restored_are_new_ones(tmp_p
     assert not ((buffered >= 60) & (buffered < 120)).any()
     with Store.open(path) as store:
         assert check(store) == []
+
+
+@pytest.mark.parametrize("instead", ["nothing", "an empty mount point", "another store"])
+def test_a_trainer_whose_store_is_moved_ends_and_makes_nothing_where_it_was(
+    tmp_path: Path, settings: Settings, instead: str
+) -> None:
+    path, moved = tmp_path / "store", tmp_path / "moved"
+    grow(path, 60, settings)
+    often = replace(settings, train=replace(settings.train, checkpoint_s=0.2, extend_s=1))
+    said: list[TrainProgress] = []
+    until = time.monotonic() + 60
+
+    def stop() -> bool:
+        if path.exists() and not moved.exists() and said and said[-1].state == "waiting" and said[-1].step > 0:
+            path.rename(moved)
+            if instead == "another store":
+                grow(path, 2, settings)
+            elif instead == "an empty mount point":
+                path.mkdir()
+        return time.monotonic() > until
+
+    with pytest.raises(StoreError, match="moved or removed, or its drive is away"):
+        train(path, often, on_progress=said.append, stop=stop)
+    assert not (path / "checkpoints").exists()
+    report = train(moved, settings, until_caught_up=True)
+    assert report.fed == 60
 
 
 def test_a_trainer_that_sleeps_saves_once(tmp_path: Path, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:

@@ -271,3 +271,20 @@ def test_a_link_where_a_file_is_written_aside_is_replaced(tmp_path: Path) -> Non
     atomic_write_bytes(tmp_path / "store.json", b"new")
     assert (victim.read_text(), (tmp_path / "store.json").read_bytes()) == ("mine", b"new")
     assert not (tmp_path / "store.json").is_symlink()
+
+
+def test_a_writer_whose_store_was_moved_writes_nothing_where_it_was(tmp_path: Path) -> None:
+    """Else sealed frames would leave the catalog, which moves with the store, for shards that do not."""
+    path, moved = tmp_path / "store", tmp_path / "moved"
+    with Store.create(path, SMALL) as store, store.writer("test") as writer:
+        source = new_source(writer, "/a")
+        writer.append(source, [picture(source, n) for n in range(3)], None)
+        writer.commit()
+        path.rename(moved)
+        writer.append(source, [picture(source, n) for n in range(3, 9)], None)
+        with pytest.raises(StoreError, match="moved or removed, or its drive is away"):
+            writer.commit()
+        assert not path.exists()
+        moved.rename(path)  # in time: nothing is lost
+    with Store.open(path) as store, store.reader() as reader:
+        assert reader.read(store.catalog.live_ids())[1].tolist() == [True] * 9
