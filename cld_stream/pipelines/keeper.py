@@ -194,7 +194,11 @@ class Keeper:
         return *counts, self.feed.state_dict(), *judged
 
     def finish(self, committed: int, stop: Callable[[], bool]) -> None:
-        """The last checkpoint and, unless an end was asked for, a publication."""
+        """The last checkpoint and, unless an end was asked for, a publication.
+
+        Raises:
+            CldError, OSError: one of them failed, and nobody is there to try it again.
+        """
         self.checkpoint()
         publish = not stop()
         if publish and (self._publication is not None or self._learner.updates > max(self._published, 0)):
@@ -203,6 +207,8 @@ class Keeper:
             while self._publication is not None and not stop():
                 self._advance_publication()
                 self._show_life("publishing", committed)
+            if self._failed and (error := self._attempts.failure("publishing")) is not None:
+                raise error
         elif publish:
             self._attempts.attempt(_EXTENDING, self._extender.run)
         self._life.beat("done", lambda: self._numbers("done", committed), now=True)

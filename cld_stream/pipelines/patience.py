@@ -60,7 +60,7 @@ class Attempts:
     """For what can be done later: a failure is told once, and that it is over."""
 
     def __init__(self, log: logging.Logger) -> None:
-        self._log, self._failing = log, set[str]()
+        self._log, self._failing = log, dict[str, CldError | OSError]()
 
     def attempt(self, what: str, work: Callable[[], object], *, part: bool = False) -> bool:
         """Do it, if that is possible now; whether it was.
@@ -77,7 +77,7 @@ class Attempts:
         except (CldError, OSError) as error:
             if what not in self._failing:
                 self._log.error("%s failed; training goes on, and it is tried again: %s", what, error)
-            self._failing.add(what)
+            self._failing[what] = error
             return False
         if not part:
             self.over(what)
@@ -87,4 +87,8 @@ class Attempts:
         """It has worked."""
         if what in self._failing:
             self._log.warning("%s has worked again", what)
-            self._failing.remove(what)
+            del self._failing[what]
+
+    def failure(self, what: str) -> CldError | OSError | None:
+        """Why it failed the last time; None where it did not."""
+        return self._failing.get(what)

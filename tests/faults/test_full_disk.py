@@ -188,6 +188,23 @@ def test_a_trainer_killed_on_a_full_disk_starts_again_on_it(disk: Disk) -> None:
     assert train(path, settings, steps=2).step == 5
 
 
+def test_a_trainer_that_ends_without_its_publication_says_so(disk: Disk) -> None:
+    path = disk.path / "store"
+    settings = load_settings(overrides=SMALL)
+    grow(path, 60, settings)
+
+    def stop() -> bool:
+        if 3 in list_checkpoints(path):  # the last one is saved; what comes is the publication
+            disk.fill()
+        return False
+
+    with pytest.raises(StoreFullError):
+        train(path, settings, steps=3, stop=stop)
+    assert load_checkpoint(path).step == 3
+    disk.free()
+    assert train(path, settings, until_caught_up=True).snapshot is not None
+
+
 def test_a_watch_waits_for_space_and_takes_everything_then(
     disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
