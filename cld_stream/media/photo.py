@@ -50,11 +50,10 @@ def read_photo(job: Job, beat: Callable[[], None] = lambda: None) -> Iterator[Ev
         yield Started(READER)
         if animated:
             yield from _read_animation(job, beat)
-        elif job.cursor is not None:  # its one frame is committed
-            yield Done("ADDED", reader=READER)
         else:
             still = read_still(job)
-            yield Chunk([still.frame], json.dumps({"next": 1}))
+            if job.cursor is None:  # else its one frame is committed, and what was wrong is not
+                yield Chunk([still.frame], json.dumps({"next": 1}))
             yield Done("PARTIAL" if still.damage else "ADDED", still.damage or still.note, READER)
     except Image.DecompressionBombError:
         yield Done("SKIPPED", too_large("its", job.max_pixels), READER)

@@ -151,6 +151,20 @@ def test_a_multi_page_picture_gives_its_first_page(tmp_path: Path) -> None:
     assert "first of 2" in done.reason
 
 
+def test_what_is_said_of_a_picture_does_not_depend_on_a_break_behind_its_frame(tmp_path: Path) -> None:
+    pages = [Image.new("RGB", (20, 20), c) for c in (RED, GREEN)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "half.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "half.jpg").read_bytes()[:-9000])
+    for name, outcome in (("pages.tif", "ADDED"), ("half.jpg", "PARTIAL")):
+        started, chunk, done = read_photo(job(tmp_path / name))
+        assert isinstance(chunk, Chunk)
+        assert isinstance(done, Done)
+        assert (done.outcome, bool(done.reason)) == (outcome, True)
+        assert list(read_photo(job(tmp_path / name, cursor=chunk.cursor))) == [started, done]
+
+
 def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
     Image.new("L", (300, 300)).save(tmp_path / "bomb.png")
     frames, _, done = read(tmp_path / "bomb.png", max_pixels=89_999)
