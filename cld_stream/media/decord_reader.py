@@ -20,6 +20,9 @@ _BATCH = 4  # frames a call: a long call shows no sign of life
 def read_decord(job: Job, plan: Plan, first_cell: int, way: Orientation, beat: Callable[[], None]) -> Iterator[Picture]:
     """The chosen frames of the cells from `first_cell` on, in order.
 
+    Those before are decoded too: what decord gives for a frame depends, in MPEG-TS and AVI and where something is
+    damaged, on what it was asked for before.
+
     Args:
         way: what makes the picture upright; decord turns it itself, and does not reflect it.
 
@@ -33,7 +36,7 @@ def read_decord(job: Job, plan: Plan, first_cell: int, way: Orientation, beat: C
     aspect = 1 / plan.aspect if way.sideways else plan.aspect
     w, h, cut, target = shape.scaled(width, height, aspect)
     reader = _open(job, w, h)
-    chosen = [c for c in _choose(reader, plan, job.fps) if c[0] >= first_cell]
+    chosen = _choose(reader, plan, job.fps)
     for at in range(0, len(chosen), _BATCH):
         batch = chosen[at : at + _BATCH]
         try:
@@ -42,8 +45,9 @@ def read_decord(job: Job, plan: Plan, first_cell: int, way: Orientation, beat: C
             raise MediaError("decord cannot decode it; --reader pyav salvages the readable part") from error
         beat()
         for (cell, time_s, _), rgb in zip(batch, pixels, strict=True):
-            inner = way.reflected(rgb)[cut.y : cut.y + cut.height, cut.x : cut.x + cut.width]
-            yield Picture(cell, time_s, inner, target, aspect)
+            if cell >= first_cell:
+                inner = way.reflected(rgb)[cut.y : cut.y + cut.height, cut.x : cut.x + cut.width]
+                yield Picture(cell, time_s, inner, target, aspect)
 
 
 def _open(job: Job, width: int, height: int) -> Any:

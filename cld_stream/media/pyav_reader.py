@@ -225,7 +225,10 @@ def _packets_from(container: Any, target: int | None, plan: Plan, damage: Damage
 
 
 def _entry(plan: Plan, fps: float, first_cell: int) -> int | None:
-    """Where decoding can begin for the frames of `first_cell` on: a key frame before that cell, or the first packet."""
+    """Where decoding can begin for the frames of `first_cell` on: the last key frame but one before that cell.
+
+    The last one may be where a stream that refreshes its picture bit by bit begins to, and is whole only at the next.
+    """
     start = plan.start or 0
     before = [t for t in plan.keys if cell_of((t - start) * plan.tick_s, fps) < first_cell]
-    return before[-1] if before else plan.first
+    return before[-2] if len(before) > 1 else plan.first

@@ -4,6 +4,7 @@ import io
 import json
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -160,6 +161,17 @@ def test_resuming_at_any_cursor_gives_the_same_frames_and_bytes(
         rest = list(read_video(Job(key=1, kind="video", path=path, fps=4.0, cursor=event.cursor)))
         assert same(frames_of(iter(rest)), whole[at + 1 :])
         assert rest[-1] == events[-1]
+
+
+def test_resuming_a_stream_that_is_refreshed_bit_by_bit_loses_no_frame(tmp_path: Path) -> None:
+    """Its key frames are whole only some frames later."""
+    pictures, params = [numbered(i, 640) for i in range(120)], {"x264-params": "intra-refresh=1:keyint=30:bframes=0"}
+    path = write_video(tmp_path / "a.mp4", pictures, steady(120), preset="medium", **params)
+    job = Job(key=1, kind="video", path=path, fps=7.0)
+    events = list(read_video(job, chunk_frames=1))
+    whole = frames_of(iter(events))
+    for at, event in enumerate(e for e in events if isinstance(e, Chunk)):
+        assert same(frames_of(read_video(replace(job, cursor=event.cursor))), whole[at + 1 :])
 
 
 def test_resuming_a_damaged_file_gives_the_same_frames_and_verdict(tmp_path: Path) -> None:
@@ -360,6 +372,17 @@ def test_decord_by_name_gives_the_frames_at_the_same_times(name: str, tmp_path: 
     ours, theirs = read(path, reader="pyav")[0], read(path, reader="decord")[0]
     assert [f.time_s for f in theirs] == pytest.approx([f.time_s for f in ours])
     assert [number_in(f) for f in theirs] == [number_in(f) for f in ours]
+
+
+@pytest.mark.parametrize("suffix", ["ts", "avi"])
+def test_decord_resumes_at_any_cursor_with_the_same_frames_and_bytes(suffix: str, tmp_path: Path) -> None:
+    options = {"bf": "3", "preset": "medium", "x264-params": "scenecut=0"}
+    path = counter(tmp_path / f"a.{suffix}", steady(150), gop=48, **options)
+    job = Job(key=1, kind="video", path=path, reader="decord")
+    events = list(read_video(job, chunk_frames=1))
+    whole = frames_of(iter(events))
+    for at, event in enumerate(e for e in events if isinstance(e, Chunk)):
+        assert same(frames_of(read_video(replace(job, cursor=event.cursor))), whole[at + 1 :])
 
 
 def test_frames_that_carry_exif_are_read(tmp_path: Path) -> None:
