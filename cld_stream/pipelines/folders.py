@@ -51,7 +51,7 @@ class Folders:
         store: what was taken before; it is no footage, wherever it lies.
         settings: of ingest.
         say: told when a folder goes (with a reason) or is back (None).
-        retry_broken: broken files count as new.
+        retry_broken: files that could not be read, or not all of them, count as new.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class Folders:
                 self._sequences.add(path)
             elif outcome in (None, Outcome.MISSING) or is_unfinished(print_):
                 continue
-            elif outcome != Outcome.BROKEN or not retry_broken:
+            elif outcome not in (Outcome.BROKEN, Outcome.PARTIAL) or not retry_broken:
                 self._known.setdefault(folder, {})[name] = sign_of(device, inode, size, mtime_ns)
 
     def _drain(self, pump: Pump[Seen], now: float) -> None:

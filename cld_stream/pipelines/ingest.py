@@ -42,7 +42,7 @@ def ingest(
         settings: `store` is used for a new store only.
         dry_run: decide, but read and write nothing.
         strict: for `IngestReport.raise_if_strict`, which fails if any of the files is BROKEN.
-        retry_broken: read BROKEN files again though they have not changed.
+        retry_broken: read BROKEN files again, and go on with PARTIAL ones, though they have not changed.
         on_progress: called at most five times a second.
         stop: asked several times a second; once true, what is read is committed and the report returned.
 

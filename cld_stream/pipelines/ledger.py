@@ -31,6 +31,7 @@ from cld_stream.storage.schema import Outcome, SourceKind, SourceRow
 __all__ = ["Action", "Entry", "Ledger", "Stat", "fingerprint_item", "previous_outcome", "stat_item"]
 
 Action = Literal["known", "read", "continue", "twin", "skip", "broken"]
+_RETRIED = (Outcome.BROKEN, Outcome.PARTIAL)  # on request: the cause may have passed
 _PREVIOUS = re.compile(r"\(was (\w+)\)$")
 
 
@@ -209,14 +210,22 @@ class Ledger:
             if e.kind == kind and e.twin is None and (e.row is None or e.row.same_as is None)
         ]
 
+    def _original(self, entry: Entry) -> Entry | None:
+        """Another source of the same content that has frames, or whose turn was before."""
+        had = Outcome.ADDED, Outcome.PARTIAL
+        others = (e for e in self._originals(entry.fingerprint, entry.kind) if e is not entry)
+        return next((e for e in others if e.item is not None or (e.row is not None and e.row.outcome in had)), None)
+
     def _resume(self, entry: Entry) -> Entry:
         """Known and unchanged: what an earlier run left undone is done."""
         row = entry.row
         if row is None or entry.action != "known":
             return entry
         outcome = _outcome(row)
-        if outcome is None or (outcome is Outcome.BROKEN and self._retry_broken):
-            entry.action, entry.cursor = "continue", row.cursor
+        if outcome is None or (outcome in _RETRIED and self._retry_broken):
+            entry.update |= {"outcome": None, "reason": ""}
+            entry.twin = self._original(entry) if row.cursor is None else None
+            entry.action, entry.cursor = ("twin" if entry.twin else "continue"), row.cursor
         elif row.outcome is Outcome.MISSING:
             entry.update |= {"outcome": outcome, "reason": ""}
         return entry
@@ -295,7 +304,7 @@ class Ledger:
         outcome = entry.row and entry.row.outcome
         if outcome in (None, Outcome.MISSING) or is_unfinished(entry.fingerprint):
             return False
-        return not (outcome is Outcome.BROKEN and self._retry_broken)
+        return not (outcome in _RETRIED and self._retry_broken)
 
     def _index(self, entry: Entry) -> None:
         self._by_stat.setdefault(entry.stat, entry)

@@ -66,7 +66,7 @@ def watch(
     Args:
         inputs: folders and cameras (`rtsp://...`, `/dev/video0`).
         settings: `store` is used for a new store only.
-        retry_broken: read BROKEN files again, once, though they have not changed.
+        retry_broken: read BROKEN files again, and go on with PARTIAL ones, once, though they have not changed.
         on_event: called for every file that was taken, and when a folder or camera goes or comes.
         on_progress: called about five times a second.
         stop: asked several times a second; once true, what is read is committed and the report returned.

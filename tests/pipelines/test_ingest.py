@@ -17,7 +17,10 @@ from PIL import Image
 
 from cld_stream.config import IngestSettings, Settings, StoreSettings
 from cld_stream.errors import BrokenFilesError, StoreNotFoundError, UsageError
+from cld_stream.media.answers import receive
 from cld_stream.media.discover import Item
+from cld_stream.media.job import Chunk, Job
+from cld_stream.media.pool import DecodePool, Worker
 from cld_stream.pipelines import ingest as pipeline
 from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.ingest import IngestProgress, IngestReport, explained, ingest
@@ -250,6 +253,51 @@ def test_a_broken_file_is_retried_when_it_changes_or_on_request(media: Path, sto
     film(media / "broken.mp4", seconds=1, seed=5)
     assert take(store, media).frames == 3
     assert outcomes(store)["broken.mp4"] == "ADDED"
+
+
+def test_what_killed_decoders_left_undone_is_done_on_request(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film(tmp_path / "media/long.mp4", seconds=100)
+    every = replace(SETTINGS, ingest=replace(SETTINGS.ingest, fps=10.0))
+    take(tmp_path / "whole", tmp_path / "media", settings=every)
+    receive, killed = DecodePool._receive, set[int]()
+
+    def then_killed(pool: DecodePool, worker: Worker, pending: Any) -> None:
+        receive(pool, worker, pending)
+        if len(killed) < 2 and worker.pid not in killed and pending.events and isinstance(pending.events[-1], Chunk):
+            killed.add(worker.pid)
+            os.kill(worker.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(DecodePool, "_receive", then_killed)
+    report = take(store, tmp_path / "media", settings=every)
+    assert [(f.outcome, f.frames > 0) for f in report.files] == [("PARTIAL", True)]
+    assert [f.action for f in take(store, tmp_path / "media", settings=every).files] == ["known"]
+    again = take(store, tmp_path / "media", settings=every, retry_broken=True)
+    assert [(f.action, f.outcome, f.reason) for f in again.files] == [("continue", "ADDED", "")]
+    assert rows(store) == rows(tmp_path / "whole")
+
+
+def test_twins_that_could_not_be_read_are_taken_once_on_request(
+    media: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(media / "a.mp4", media / "a copy.mp4")
+    begin, left = Worker.take, [2]
+
+    def killed_before(worker: Worker, job: Job) -> None:
+        if left[0]:
+            left[0] -= 1
+            receive(worker.pipe)
+            worker.watchdog.heard()
+            os.kill(worker.pid, signal.SIGKILL)
+        begin(worker, job)
+
+    monkeypatch.setattr(Worker, "take", killed_before)
+    assert take(store, media / "a.mp4", media / "a copy.mp4").counts == {"BROKEN": 2}
+    for _ in range(2):
+        report = take(store, media / "a.mp4", media / "a copy.mp4", retry_broken=True)
+        assert report.counts == {"ADDED": 1, "ALREADY_PRESENT": 1}
+    assert len(rows(store)) == 7
 
 
 def test_strict_fails_after_everything_is_done(media: Path, store: Path) -> None:
