@@ -1,6 +1,7 @@
 """A worker process a core: jobs in, events out, in the order of the jobs, whatever a file does to its worker."""
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -25,9 +26,11 @@ from cld_stream.media.watchdog import Watchdog
 
 __all__ = ["DecodePool", "Worker"]
 
+log = logging.getLogger("cld_stream.ingest")
 _START_S = 60.0  # a new worker may take this long to load, on a busy machine
 _DEAF_S = 5 * _START_S  # who takes nothing of its job for so long will not read it any more
 _DEATH_S = 5.0  # an end may take this long to be seen
+_PAUSE_S = 5.0  # at most, between two tries to start a worker
 _ROUND_S = 3600.0  # a wait is no longer: the system's counts milliseconds, in 32 bits
 _WINDOW_JOBS = 64  # jobs ahead of the one whose events are handed out
 _WINDOW_BYTES = 64 * 2**20  # events of such jobs kept in memory
@@ -124,7 +127,7 @@ class _Pending:
 
     Attributes:
         rest: what is left of the job.
-        again: the rest is read a second time, since the first worker was killed.
+        again: a worker that read it was killed.
     """
 
     def __init__(self, job: Job) -> None:
@@ -161,15 +164,17 @@ class DecodePool:
     A worker that hangs (see `Watchdog`), or that dies, costs the file it was reading: `Done` BROKEN with the reason,
     and a new worker. If it was killed (SIGKILL), which is rarely the file's doing, a new one goes on where it stopped,
     once. One is also replaced after `settings.worker_files` files. They stay for the next `run`, whatever thread that
-    is in.
+    is in. One that cannot be started, or ends as it starts, says nothing of the file: it is tried again.
 
     Args:
         workers: processes; 0 = one a core that this process may use.
         settings: of ingest.
+        patience_s: for so long the machine may be out of processes, memory or files.
     """
 
-    def __init__(self, workers: int, settings: IngestSettings) -> None:
-        self._settings = settings
+    def __init__(self, workers: int, settings: IngestSettings, patience_s: float = 10.0) -> None:
+        self._settings, self._patience_s = settings, patience_s
+        self._lacking_since: float | None = None  # none has started since
         self._count = workers or _cores()
         self._workers: list[Worker] = []
         self._midwife = ThreadPoolExecutor(1)  # workers die with the thread that started them
@@ -203,7 +208,7 @@ class DecodePool:
         abandoned half-way kills the workers that were reading.
 
         Raises:
-            CldError: no worker starts.
+            CldError: no worker has started for `patience_s`.
         """
         source, queue = iter(jobs), deque[_Pending]()
         try:
@@ -243,7 +248,22 @@ class DecodePool:
         return self._workers[-1]
 
     def _new(self) -> Worker:
-        return self._midwife.submit(Worker, self._settings).result()
+        while True:
+            try:
+                return self._midwife.submit(Worker, self._settings).result()
+            except OSError as error:
+                self._wait(f"no process can be started ({error.strerror})")
+
+    def _wait(self, why: str) -> None:
+        """Some time, before another worker is tried."""
+        now = time.monotonic()
+        if self._lacking_since is None:
+            self._lacking_since = now
+            log.warning("no file can be read now: %s; trying again", why)
+        lacked_s = now - self._lacking_since
+        if lacked_s > self._patience_s:
+            raise CldError(f"no file can be read: {why}. `cld-stream doctor` tells what this machine lacks.")
+        time.sleep(min(_PAUSE_S, max(0.1, lacked_s)))
 
     def _fresh(self, worker: Worker) -> Worker:
         """The worker itself, or a new one in its place when it has read or grown enough."""
@@ -284,6 +304,8 @@ class DecodePool:
         except (EOFError, OSError):
             self._bury(worker, pending)
             return
+        if not worker.watchdog.spoken:
+            self._lacking_since = None
         worker.watchdog.heard()
         if event is not None:
             pending.add(event)
@@ -294,11 +316,11 @@ class DecodePool:
         """A new worker in the place of one that died; it goes on with the file unless that may have been the cause."""
         why, status = worker.obituary(), worker.process.poll()
         unborn = status is not None and not worker.watchdog.spoken
-        if unborn and pending.again:
-            raise CldError(f"no file can be read: {why}. `cld-stream doctor` tells what this machine lacks.")
+        if unborn:
+            self._wait(why)
         new = self._replace(worker)
-        if pending.again or not (unborn or status == -signal.SIGKILL):
-            pending.add(Done("BROKEN", why))
-        else:
-            pending.again = True
+        if unborn or (status == -signal.SIGKILL and not pending.again):
+            pending.again = pending.again or not unborn
             new.take(pending.rest)
+        else:
+            pending.add(Done("BROKEN", why))

@@ -8,13 +8,14 @@ from PIL import UnidentifiedImageError
 from cld_stream.media.probe import kind_of
 
 __all__ = [
-    "DAMAGED_PART", "MISSING_REST", "TOO_MUCH_MEMORY", "VANISHED", "picture_reason", "too_large", "unreadable_reason",
-    "video_reason",
+    "DAMAGED_PART", "LACKS", "MISSING_REST", "TOO_MUCH_MEMORY", "VANISHED", "picture_reason", "too_large",
+    "unreadable_reason", "video_reason",
 ]  # fmt: skip
 
 DAMAGED_PART = "a part of the file is damaged and was left out"
 MISSING_REST = "the file is cut off: its end is missing"
 TOO_MUCH_MEMORY = "reading it takes more memory than ingest.worker_memory_mb allows; raise that"
+LACKS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # of the system, for a moment; no fault of a file
 VANISHED = "the file vanished before it was read"
 _NO_HEADER = "the file is cut off or damaged: its header cannot be read"
 _PIECE, _PIECES = 2**20, 256
@@ -86,6 +87,8 @@ def _system_reason(path: Path, error: BaseException) -> str:
         return "the file is empty"
     if isinstance(error, MemoryError):
         return TOO_MUCH_MEMORY
+    if isinstance(error, OSError) and error.errno in LACKS:
+        return unreadable_reason(error)
     if (
         isinstance(error, OSError)
         and error.errno in (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV)

@@ -15,7 +15,7 @@ from cld_stream.media.job import Chunk, Done, Event, Job
 from cld_stream.media.paths import changed_ns
 from cld_stream.media.pool import DecodePool
 from cld_stream.media.probe import probe
-from cld_stream.media.reasons import VANISHED, unreadable_reason
+from cld_stream.media.reasons import LACKS, VANISHED, unreadable_reason
 from cld_stream.pipelines.cpu import CpuMeter
 from cld_stream.pipelines.ledger import Entry, Ledger, previous_outcome
 from cld_stream.pipelines.life import Life, Numbers
@@ -61,7 +61,8 @@ class Run:
         life: shown this run's numbers; None = the caller shows its own.
         tick: called several times a second, in the caller's thread.
         patiently: does what is to be done on disk; a watch waits there for space.
-        unreadable: paths that the system did not let us read, and when their inode had last changed.
+        unreadable: paths that the system did not let us read, and when their inode had last changed (None: they may be
+            tried again at once).
         spent: time spent waiting for what sequences and growing files gave [s], by path.
     """
 
@@ -140,7 +141,8 @@ class Run:
         try:
             return self.ledger.decide(item)
         except OSError as error:
-            self.unreadable[str(item.path)] = changed_ns(str(item.path))
+            path = str(item.path)
+            self.unreadable[path] = None if error.errno in LACKS else changed_ns(path)
             return self.ledger.unreadable(item, unreadable_reason(error))
 
     def _job(self, key: int, entry: Entry, item: Item) -> Job:

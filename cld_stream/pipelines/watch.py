@@ -42,6 +42,7 @@ __all__ = ["WatchEvent", "WatchProgress", "WatchReport", "must_watch", "watch"]
 T = TypeVar("T")
 _TICK_S = 0.2
 _IDLE_S = 60.0  # workers are sent home after this long without a file
+_LACK_S = 600.0  # the machine may be out of processes for this long
 _MANY = 20_000  # items for which the whole ledger is read at once
 _IN_ONE_QUERY = 256
 
@@ -113,7 +114,7 @@ class _Watch:
         chosen = settings.ingest
         command = " ".join(["ingest --watch", *tops, *map(masked, urls)])
         self._writer = opened.enter_context(store.writer(command))
-        self._pool = opened.enter_context(DecodePool(chosen.workers, chosen))
+        self._pool = opened.enter_context(DecodePool(chosen.workers, chosen, _LACK_S))
         self._folders = Folders(tops, store, chosen, self._say_folder, retry_broken=retry_broken)
         opened.callback(self._folders.close)
         for top in tops:

@@ -3,12 +3,13 @@
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,19 +114,62 @@ def test_a_file_whose_worker_was_killed_is_read_on_once(kills: int, tmp_path: Pa
         assert "killed (SIGKILL)" in ends[0].reason
 
 
+@pytest.fixture
+def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """Lets the next workers end in this way as they start, so many times."""
+    python, real, left = tmp_path / "python", sys.executable, tmp_path / "left"
+
+    def fail(how: str, times: int) -> None:
+        left.write_text("." * times)
+        shorten = f'rest=$(cat {left})\nprintf %s "${{rest#.}}" >{left}'
+        python.write_text(f'#!/bin/sh\n[ -s {left} ] || exec {real} "$@"\n{shorten}\n{how}\n')
+        python.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(python))
+
+    return fail
+
+
+@pytest.mark.parametrize("how", ["exit 7", "kill -9 $$"])
 def test_a_worker_that_ends_as_it_starts_is_no_fault_of_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    how: str, tmp_path: Path, fails: Callable[[str, int], None]
 ) -> None:
-    path = counter(tmp_path / "a.mp4", steady(20))
-    python, mark = tmp_path / "python", tmp_path / "mark"
-    python.write_text(f'#!/bin/sh\nif [ -e {mark} ]; then exec {sys.executable} "$@"; fi\ntouch {mark}\nexit 7\n')
-    python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
+    path = counter(tmp_path / "a.mp4", steady(256))
+    fails(how, 3)
     with DecodePool(1, IngestSettings()) as pool:
         assert [done.outcome for done in outcomes(pool, video_jobs([path]))] == ["ADDED"]
-    python.write_text("#!/bin/sh\nexit 7\n")
-    with DecodePool(1, IngestSettings()) as pool, pytest.raises(CldError, match="exit status 7"):
+        seen = list[Event]()
+        for _, event in pool.run(video_jobs([path], fps=25.0)):
+            seen.append(event)
+            if sum(isinstance(e, Chunk) for e in seen) == 1 and isinstance(event, Chunk):
+                fails(how, 3)  # what the system lacks, it still lacks when the next one starts
+                os.kill(pool.pids[0], signal.SIGKILL)
+        assert seen[-1] == Done("ADDED", "", "pyav")
+
+
+def test_workers_that_never_start_end_the_run(tmp_path: Path, fails: Callable[[str, int], None]) -> None:
+    path = counter(tmp_path / "a.mp4", steady(20))
+    fails("exit 7", 1000)
+    with DecodePool(1, IngestSettings(), patience_s=0.5) as pool, pytest.raises(CldError, match="exit status 7"):
         outcomes(pool, video_jobs([path]))
+
+
+def test_a_machine_out_of_files_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    path, before = counter(tmp_path / "a.mp4", steady(20)), resource.getrlimit(resource.RLIMIT_NOFILE)
+    with DecodePool(1, IngestSettings()) as pool:
+        again = threading.Timer(1.0, resource.setrlimit, (resource.RLIMIT_NOFILE, before))
+        again.start()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            assert [done.outcome for done in outcomes(pool, video_jobs([path]))] == ["ADDED"]
+        finally:
+            again.join()
+    with DecodePool(1, IngestSettings(), patience_s=0.5) as pool:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            with pytest.raises(CldError, match="Too many open files"):
+                outcomes(pool, video_jobs([path]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_hung_worker_is_killed_and_replaced(tmp_path: Path) -> None:

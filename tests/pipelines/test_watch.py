@@ -1,5 +1,6 @@
 """Watching folders: everything once, when it stands still, and nothing is taken for deleted that is only away."""
 
+import errno
 import itertools
 import json
 import os
@@ -8,9 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -297,6 +300,34 @@ def test_a_file_that_may_not_be_read_is_taken_once_it_may(media: Path, store: Pa
         w.quiet()
     assert [e.outcome for e in w.taken("mine.png")] == [Outcome.BROKEN, Outcome.ADDED]
     assert ledger(store)["mine.png"].frames == 1
+
+
+def test_a_system_out_of_files_or_threads_for_a_moment_leaves_no_trace(
+    media: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, opened, lacks = threading.Thread.start, Path.open, threading.Event()
+
+    def out_of_threads(thread: threading.Thread) -> None:
+        if lacks.is_set():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def out_of_files(path: Path, *args: Any, **more: Any) -> Any:
+        if path.name == "late.jpg" and not w.taken("late.jpg"):
+            raise OSError(errno.ENFILE, "Too many open files in system")
+        return opened(path, *args, **more)
+
+    monkeypatch.setattr(threading.Thread, "start", out_of_threads)
+    monkeypatch.setattr(Path, "open", out_of_files)
+    with Watching(store, media) as w:
+        w.until_taken("a.mp4", "c.jpg")
+        lacks.set()
+        photograph(media / "late.jpg", seed=7)
+        time.sleep(1)
+        lacks.clear()
+        w.until(lambda: len(w.taken("late.jpg")) > 1)
+    assert [e.outcome for e in w.taken("late.jpg")] == [Outcome.BROKEN, Outcome.ADDED]
+    assert ledger(store)["late.jpg"].frames == 1
 
 
 def test_a_folder_that_is_away_at_the_start_is_waited_for(media: Path, store: Path, tmp_path: Path) -> None:
