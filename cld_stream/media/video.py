@@ -13,7 +13,7 @@ from cld_stream.media.decord_reader import read_decord
 from cld_stream.media.frames import MediaFrame, moment, square_jpeg
 from cld_stream.media.job import Chunk, Done, Event, Job, Outcome, Started
 from cld_stream.media.orientation import Orientation, orientation_of
-from cld_stream.media.plan import NoVideoError, Plan, make_plan, open_container, video_stream
+from cld_stream.media.plan import NoVideoError, Plan, cell_of, make_plan, open_container, video_stream
 from cld_stream.media.pyav_reader import Damage, Picture, read_pyav
 from cld_stream.media.reasons import DAMAGED_PART, too_large, video_reason
 from cld_stream.media.shots import ShotTracker
@@ -31,24 +31,27 @@ def _no_beat() -> None:
 
 @dataclass
 class _Position:
-    """Where reading stands; its JSON is the cursor."""
+    """Where reading stands; its JSON is the cursor. `time_s` is that of the last frame."""
 
+    fps: float
     cell: int = 0
+    time_s: float = 0.0
     frames: int = 0
     damage: Damage = field(default_factory=Damage)
     shots: ShotTracker = field(default_factory=ShotTracker)
 
     @classmethod
-    def at(cls, cursor: str | None) -> "_Position":
+    def at(cls, cursor: str | None, fps: float) -> "_Position":
         if cursor is None:
-            return cls()
+            return cls(fps)
         c = json.loads(cursor)
-        return cls(c["cell"], c["frames"], Damage(*c["damage"]), ShotTracker(*c["shot"]))
+        cell = c["cell"] if c.get("fps", fps) == fps else cell_of(c["time_s"], fps) + 1
+        return cls(fps, cell, c.get("time_s", 0.0), c["frames"], Damage(*c["damage"]), ShotTracker(*c["shot"]))
 
     def cursor(self) -> str:
         damage = [self.damage.count, self.damage.reason]
-        state = {"cell": self.cell, "frames": self.frames, "damage": damage, "shot": self.shots.state()}
-        return json.dumps(state, separators=(",", ":"))
+        state = {"fps": self.fps, "cell": self.cell, "time_s": self.time_s, "frames": self.frames, "damage": damage}
+        return json.dumps(state | {"shot": self.shots.state()}, separators=(",", ":"))
 
 
 def read_video(job: Job, beat: Callable[[], None] = _no_beat, chunk_frames: int = CHUNK_FRAMES) -> Iterator[Event]:
@@ -69,7 +72,7 @@ def read_video(job: Job, beat: Callable[[], None] = _no_beat, chunk_frames: int 
 
 
 def _read(container: Any, job: Job, beat: Callable[[], None], chunk_frames: int) -> Iterator[Event]:
-    position = _Position.at(job.cursor)
+    position = _Position.at(job.cursor, job.fps)
     plan = make_plan(container, job.fps, beat)
     refusal = _refusal(plan, job)
     if refusal is not None:
@@ -124,7 +127,7 @@ def _chunks(job: Job, plan: Plan, pictures: Iterator[Picture], position: _Positi
     handed_over = time.monotonic()
     for picture in pictures:
         frames.append(_frame(job, picture, begun_utc, position.shots))
-        position.cell, position.frames = picture.cell + 1, position.frames + 1
+        position.cell, position.time_s, position.frames = picture.cell + 1, picture.time_s, position.frames + 1
         if len(frames) >= most or time.monotonic() - handed_over > CHUNK_S:
             yield Chunk(frames, position.cursor())
             frames, handed_over = [], time.monotonic()

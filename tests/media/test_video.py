@@ -163,6 +163,17 @@ def test_resuming_at_any_cursor_gives_the_same_frames_and_bytes(
         assert rest[-1] == events[-1]
 
 
+@pytest.mark.parametrize("fps", [1.0, 10.0])
+def test_resuming_at_another_rate_goes_on_behind_the_last_frame(fps: float, tmp_path: Path) -> None:
+    job = Job(key=1, kind="video", path=counter(tmp_path / "a.mp4", steady(250)), fps=4.0)
+    chunk = next(e for e in read_video(job, chunk_frames=20) if isinstance(e, Chunk))
+    last = chunk.frames[-1].time_s
+    times = [f.time_s for f in frames_of(read_video(replace(job, fps=fps, cursor=chunk.cursor)))]
+    anew = [f.time_s for f in frames_of(read_video(replace(job, fps=fps)))]
+    assert times == [t for t in anew if round(t * fps) > round(last * fps)]
+    assert last < times[0] < last + 2 / fps
+
+
 def test_resuming_a_stream_that_is_refreshed_bit_by_bit_loses_no_frame(tmp_path: Path) -> None:
     """Its key frames are whole only some frames later."""
     pictures, params = [numbered(i, 640) for i in range(120)], {"x264-params": "intra-refresh=1:keyint=30:bframes=0"}
