@@ -41,7 +41,7 @@ def ingest(
     max_gb: Annotated[float | None, typer.Option(help="Drop the oldest frames when all take more than this.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 4 if any file was broken.")] = False,
-    retry_broken: Annotated[bool, typer.Option("--retry-broken", help="Try broken files again, and go on with partial ones.")] = False,
+    retry_broken: Annotated[bool, typer.Option("--retry-broken", help="Try broken and partial files again.")] = False,
     port: PortOption = None,
     config: ConfigOption = None,
     set: SetOption = None,  # noqa: A002 - its variable is CLD_STREAM_..._SET

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -176,7 +177,8 @@ def test_resuming_at_another_rate_goes_on_behind_the_last_frame(fps: float, tmp_
 
 def test_resuming_a_stream_that_is_refreshed_bit_by_bit_loses_no_frame(tmp_path: Path) -> None:
     """Its key frames are whole only some frames later."""
-    pictures, params = [numbered(i, 640) for i in range(120)], {"x264-params": "intra-refresh=1:keyint=30:bframes=0"}
+    pictures = [numbered(i, 640) for i in range(120)]
+    params: dict[str, Any] = {"x264-params": "intra-refresh=1:keyint=30:bframes=0"}
     path = write_video(tmp_path / "a.mp4", pictures, steady(120), preset="medium", **params)
     job = Job(key=1, kind="video", path=path, fps=7.0)
     events = list(read_video(job, chunk_frames=1))
