@@ -1,6 +1,6 @@
-"""A camera: `python -m tests.media.rtsp_server PORT WIDTH HEIGHT [garbage]`: H.264 over RTSP, 10 pictures a second.
+"""A camera: `python -m tests.media.rtsp_server PORT WIDTH HEIGHT [garbage | noise]`: H.264, 10 pictures a second.
 
-With `garbage`, of ten units of the stream two are damaged and one is lost.
+With `garbage`, of ten units of the stream two are damaged and one is lost; with `noise` no picture is whole.
 """
 
 import random
@@ -45,19 +45,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _serve(port: int, width: int, height: int, garbage: bool) -> None:
+def _serve(port: int, width: int, height: int, fault: str) -> None:
     import rtsp
     from rtsp.source import _RTSPServer
 
-    if garbage:
+    if fault:
         whole, chance = _RTSPServer.broadcast, random.Random(0)
 
         def broadcast(server: Any, nal: bytes, ts: int, last: bool) -> None:
             dice = chance.randrange(10)
-            if dice < 2 and len(nal) > 20:
+            if fault == "noise" and len(nal) > 100:  # not what says how to decode
+                nal = nal[:5] + chance.randbytes(len(nal) - 5)
+            elif dice < 2 and len(nal) > 20:
                 at = chance.randrange(5, len(nal) - 8)
                 nal = nal[:at] + chance.randbytes(8) + nal[at + 8 :]
-            if dice != 2:
+            if dice != 2 or fault == "noise":
                 whole(server, nal, ts, last)
 
         _RTSPServer.broadcast = broadcast
@@ -73,4 +75,4 @@ def _serve(port: int, width: int, height: int, garbage: bool) -> None:
 
 if __name__ == "__main__":
     port, width, height = map(int, sys.argv[1:4])
-    _serve(port, width, height, sys.argv[4:] == ["garbage"])
+    _serve(port, width, height, "".join(sys.argv[4:]))

@@ -7,6 +7,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from cld_stream.media.frames import MediaFrame
 from cld_stream.media.job import Chunk, Done, Event, Job, Started
 from cld_stream.media.link import CameraLink
 from tests.media.rtsp_server import RtspCamera, free_port
+from tests.media.test_sandbox import sent
+from tests.pipelines.footage import film
 
 SETTINGS = IngestSettings(camera_timeout_s=2.0, camera_retry_s=0.2)
 
@@ -31,8 +34,8 @@ def job(url: str, fps: float = 5.0) -> Job:
 class Listening:
     """A link, and what came over it."""
 
-    def __init__(self, url: str) -> None:
-        self.link = CameraLink(job(url), SETTINGS)
+    def __init__(self, url: str, settings: IngestSettings = SETTINGS) -> None:
+        self.link = CameraLink(job(url), settings)
         self.events: list[Event] = []
 
     def until(self, holds: Callable[[], object], seconds: float = 60.0) -> None:
@@ -62,8 +65,8 @@ class Listening:
 def listen() -> Iterator[Callable[[str], Listening]]:
     lines: list[Listening] = []
 
-    def call(url: str) -> Listening:
-        lines.append(Listening(url))
+    def call(url: str, settings: IngestSettings = SETTINGS) -> Listening:
+        lines.append(Listening(url, settings))
         return lines[-1]
 
     yield call
@@ -104,6 +107,24 @@ def test_a_camera_may_be_down_die_change_and_stall_and_the_line_is_taken_up_agai
     assert abs(begun + positions[-1] - time.time()) < 30
 
 
+def test_a_worker_that_hangs_or_goes_mad_on_a_camera_is_replaced(listen: Callable[..., Listening]) -> None:
+    server = RtspCamera()
+    line = listen(server.url, replace(SETTINGS, camera_timeout_s=0.1))
+    with server.on():
+        line.until_more()
+        os.kill(line.link.pids[0], signal.SIGSTOP)
+        line.until(lambda: line.reasons)
+        assert "the decoder hung" in line.reasons[-1]
+        line.until_more()
+        worker = line.link._worker
+        assert worker is not None
+        worker.pipe.close()
+        worker.pipe = sent(b"garbage")
+        line.until(lambda: len(line.reasons) > 1)
+        assert "no answer" in line.reasons[-1]
+        line.until_more()
+
+
 def test_a_machine_that_can_start_no_process_is_waited_for(listen: Callable[[str], Listening]) -> None:
     line, before = listen(RtspCamera().url), resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
@@ -121,6 +142,32 @@ def test_garbage_costs_pictures_and_no_call(listen: Callable[[str], Listening]) 
     with server.on(320, 240, "garbage"):
         line.until_more(10)
     assert line.reasons == []
+
+
+def ends(asked: Job) -> list[Event]:
+    """What one call gives, but for how it begins."""
+    return [event for event in read_camera(asked, lambda: None) if not isinstance(event, Started)]
+
+
+def test_a_camera_of_which_nothing_can_be_decoded_is_lost() -> None:
+    server = RtspCamera()
+    with server.on(320, 240, "noise"):
+        events = ends(job(server.url))
+    assert events == [Done("BROKEN", "nothing that it sent in 2 s could be decoded", "pyav-camera")]
+
+
+def test_a_camera_whose_pictures_are_too_large_is_lost() -> None:
+    server = RtspCamera()
+    with server.on(320, 240):
+        events = ends(replace(job(server.url), max_pixels=320 * 240 - 1))
+    assert events == [Done("BROKEN", "its pictures exceed ingest.max_pixels = 76799", "pyav-camera")]
+
+
+@pytest.mark.parametrize("way", ["", "file:", "concat:"])
+def test_an_address_never_opens_a_file(way: str, tmp_path: Path) -> None:
+    """Whatever a camera refers to."""
+    asked = job(way + str(film(tmp_path / "private.mkv", seconds=1)))
+    assert ends(asked) == [Done("BROKEN", "Invalid argument", "pyav-camera")]
 
 
 class _Refuses(socketserver.StreamRequestHandler):
