@@ -31,6 +31,10 @@ av.logging.set_level(av.logging.PANIC)  # reasons are reported, FFmpeg's chatter
 Mode = Literal["keys", "references", "all"]
 # PyAV before 19 stumbles over tags that are not UTF-8 unless told otherwise; since then it has no such option.
 _TAGS: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+_FORMATS = (  # one file each: playlists are files too, and name others, any number of times
+    "mov,matroska,avi,flv,live_flv,asf,asf_o,mpeg,mpegts,mpegvideo,ogg,mxf,gxf,dv,ivf,nut,rm,nsv,wtv,avs,yuv4mpegpipe,"
+    "m4v,h261,h263,h264,hevc,vvc,evc,obu,av1,vc1,cavsvideo,dirac,dnxhd,apv,mjpeg,mjpeg_2000,mpjpeg,smjpeg"
+)
 _SEEKABLE = {"mov", "matroska", "webm", "mp4"}
 _KEPT_BYTES = 16 * 2**20  # of a file with more, the packets are read again
 _PACKET_BYTES = 512  # what a packet takes besides its data, roughly
@@ -119,13 +123,13 @@ def ticks_of(item: Any) -> int | None:
 
 
 def open_container(path: Path) -> Any:
-    """A PyAV container, local files only.
+    """A PyAV container: this file alone.
 
     Raises:
         MediaError: it cannot be opened; the message is a reason in plain words.
     """
     try:
-        return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, **_TAGS)
+        return av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": _FORMATS}, **_TAGS)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError(video_reason(path, error)) from error
 

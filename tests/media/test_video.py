@@ -348,6 +348,15 @@ def test_tags_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
     assert (len(frames), done.outcome) == (1, "ADDED")
 
 
+@pytest.mark.parametrize("reader", ["auto", "decord"])
+def test_a_list_of_other_files_is_no_video(reader: str, tmp_path: Path) -> None:
+    """A few bytes of it would be any number of frames, of files that nobody gave to be read."""
+    write_video(tmp_path / "a.mp4", [numbered(i) for i in range(5)], [40 * i for i in range(5)])
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\n" + 9 * "file a.mp4\n")
+    reason = "the file is cut off or damaged: its header cannot be read"
+    assert read(tmp_path / "list.mp4", reader=reader) == ([], Done("BROKEN", reason))
+
+
 def test_a_missing_file_is_broken(tmp_path: Path) -> None:
     assert read(tmp_path / "none.mp4")[1] == Done("BROKEN", "the file vanished before it was read")
 
