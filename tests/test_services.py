@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cld_stream.config import OpsSettings
 from cld_stream.errors import GuardStopError, LockHeldError, StoreNotFoundError, UsageError
 from tests.media.rtsp_server import free_port
 from tests.pipelines.published import small_store
@@ -44,6 +45,23 @@ def test_a_service_is_started_again_for_ever_but_where_that_cannot_help(unit: Pa
     never = {int(code) for codes in said(unit, "RestartPreventExitStatus") for code in codes.split()}
     assert never == {UsageError.exit_code, GuardStopError.exit_code}
     assert LockHeldError.exit_code not in never
+
+
+@pytest.mark.parametrize("unit", [INGEST, TRAIN])
+def test_a_service_whose_loop_stands_still_is_ended_after_its_probe_has_said_so(unit: Path) -> None:
+    assert (said(unit, "Type"), said(unit, "NotifyAccess")) == (["notify"], ["main"])
+    (minutes,) = re.findall(r"^WatchdogSec=(\d+)min$", unit.read_text(), re.MULTILINE)
+    assert 60 * int(minutes) > OpsSettings().stalled_s
+    assert f"for {minutes} minutes" in (UNITS.parents[1] / "docs" / "operations.md").read_text()
+
+
+@pytest.mark.parametrize("unit", [INGEST, TRAIN])
+def test_a_service_may_write_nothing_but_its_state(unit: Path) -> None:
+    assert said(unit, "StateDirectory") == ["cld-stream"]
+    assert said(unit, "ReadWritePaths") == []
+    assert (said(unit, "User"), said(unit, "CapabilityBoundingSet")) == (["cld-stream"], [""])
+    assert said(unit, "ProtectSystem") == ["strict"]
+    assert [said(unit, key) for key in ("NoNewPrivileges", "PrivateTmp", "RestrictSUIDSGID")] == 3 * [["yes"]]
 
 
 def test_the_trainer_is_not_started_before_there_is_a_store(tmp_path: Path) -> None:
