@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 from cld_stream.cli.output import safe
 from cld_stream.errors import LockHeldError, UsageError
 from cld_stream.media.discover import Item
+from cld_stream.media.notices import Notices
 from cld_stream.pipelines.folders import Folders
 from cld_stream.pipelines.forget import forget
 from cld_stream.pipelines.ingest import ingest
@@ -238,6 +239,20 @@ def test_a_recorder_that_was_killed_leaves_its_last_part(media: Path, store: Pat
     assert times(store, ledger(store)["rec.ts"].id) == pytest.approx(times(tmp_path / "at once", 1))
 
 
+def test_a_recording_that_ended_while_nobody_watched_is_finished(media: Path, store: Path, tmp_path: Path) -> None:
+    """With the very bytes that were taken of it as it grew: it is not as it was known, though nothing changed."""
+    whole, rec = film(tmp_path / "whole.ts", seconds=20).read_bytes(), media / "rec.ts"
+    with Watching(store, media, settle_s=0.5, growing_s=0.5) as w:
+        record(whole, rec, lambda: any(e.frames for e in w.taken(rec.name)))
+    row = ledger(store)[rec.name]
+    assert row.outcome is Outcome.PARTIAL
+    os.truncate(rec, row.size)
+    os.utime(rec, ns=(row.mtime_ns, row.mtime_ns))
+    with Watching(store, media) as w:
+        w.until_taken(rec.name)
+    assert (ledger(store)[rec.name].id, ledger(store)[rec.name].reason[:5] == "still") == (row.id, False)
+
+
 @pytest.mark.parametrize("how", ["unmounted", "emptied"])
 def test_a_folder_that_is_away_is_no_deletion(media: Path, store: Path, tmp_path: Path, how: str) -> None:
     with Watching(store, media) as w:
@@ -371,6 +386,52 @@ def test_a_deleted_file_is_missing_its_frames_stay_and_it_may_return(media: Path
         w.until(lambda: w.taken("a.mp4")[-1].outcome is Outcome.ADDED)
         w.quiet()
     assert (w.report.frames if w.report else 0, len(ledger(store))) == (6, 2)
+
+
+def test_a_file_is_missing_after_it_was_gone_for_a_while(media: Path, store: Path) -> None:
+    with Watching(store, media, settle_s=0.4) as w:
+        w.until_taken("a.mp4", "c.jpg")
+        gone = time.monotonic()
+        (media / "a.mp4").unlink()
+        w.until(lambda: len(w.taken("a.mp4")) > 1)
+        assert time.monotonic() - gone >= 4 * 0.4
+
+
+def test_a_file_that_is_back_since_the_last_look_is_not_missing(media: Path, store: Path) -> None:
+    ingest(store, [str(media)], QUICK)
+    with Store.open(store) as opened:
+        folders = Folders([str(media)], opened, QUICK.ingest, lambda path, reason: None)
+        (media / "a.mp4").rename(media / ".kept")
+        (media / "deep" / "c.jpg").rename(media / "deep" / ".kept")
+        photograph(media / "new.png", seed=7)
+        _look(folders)
+        time.sleep(5 * QUICK.ingest.settle_s)
+        _look(folders)
+        (media / ".kept").rename(media / "a.mp4")
+        assert folders.vanished(time.monotonic()) == [str(media / "deep" / "c.jpg")]
+        folders.close()
+
+
+def test_a_folder_that_is_back_is_listened_to_anew(
+    media: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system has forgotten it."""
+    heard: list[list[str]] = []
+
+    class Heard(Notices):
+        def __init__(self, folders: Sequence[str]) -> None:
+            heard.append(list(folders))
+            super().__init__(folders)
+
+    monkeypatch.setattr("cld_stream.pipelines.folders.Notices", Heard)
+    with Watching(store, media, notices="auto") as w:
+        w.until_taken("a.mp4", "c.jpg")
+        media.rename(tmp_path / "drive")
+        w.until(lambda: w.events[-1].state == "gone")
+        (tmp_path / "drive").rename(media)
+        w.until(lambda: w.events[-1].state == "back")
+        w.until(lambda: len(heard) > 1)
+    assert heard == [[str(media)]] * 2
 
 
 def test_a_renamed_file_is_the_same_source(media: Path, store: Path) -> None:
