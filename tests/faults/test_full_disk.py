@@ -32,9 +32,10 @@ from cld_stream.storage.lock import FileLock
 from cld_stream.storage.rebuild import rebuild_catalog
 from cld_stream.storage.store import Store
 from tests.faults.faulty import ROOT, Disk, flip, small_disk
+from tests.media.rtsp_server import free_port
 from tests.pipelines.footage import film, photograph
 from tests.pipelines.published import ENCODER, add_video, published, small_store, weights
-from tests.pipelines.test_life import until
+from tests.pipelines.test_life import get, until
 from tests.pipelines.test_train import SMALL, grow, metrics
 from tests.pipelines.watching import Watching, ledger
 from tests.storage.kill_child import fill as fill_store
@@ -238,6 +239,33 @@ def test_a_watch_that_starts_on_a_full_disk_says_so_once(
         w.until_taken("a.png")
     assert [e.state for e in w.events if e.event == "store"] == ["waiting", "well"]
     assert [r.message for r in caplog.records if r.levelname == "WARNING"] == []
+
+
+def test_a_watch_that_holds_says_so_and_ends_when_it_is_told_to(disk: Disk, tmp_path: Path) -> None:
+    media, store, port = tmp_path / "media", disk.path / "store", free_port()
+    photograph(media / "first.png")
+
+    def does(state: str) -> bool:
+        with suppress(OSError):
+            return bool(json.loads(get(port, "/healthz")[1])["state"] == state)
+        return False
+
+    command = [sys.executable, "-m", "cld_stream", "ingest", "--watch", str(media), "--store", str(store), "-q"]
+    with subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            until(lambda: does("watching") and "first.png" in ledger(store))
+            disk.fill()
+            for n in range(40):
+                photograph(media / f"p{n}.png", seed=n)
+            until(lambda: does("holding"))
+            child.terminate()
+            _, said = child.communicate(timeout=60)
+        finally:
+            child.kill()
+    assert child.returncode == 1
+    assert "the disk is full" in said.splitlines()[-1]
+    disk.free()
+    rows(store)
 
 
 def test_an_ingest_on_a_full_disk_is_one_line_and_the_same_command_goes_on(disk: Disk, tmp_path: Path) -> None:
