@@ -60,6 +60,21 @@ def test_ingest_keeps_the_newest_and_does_not_take_the_oldest_in_again(tmp_path:
     assert again.counts == {"ADDED": 30}
 
 
+def test_a_long_ingest_stays_within_its_limit_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enforce, seen = Retention.enforce, list[int]()
+
+    def watched(self: Retention) -> int:
+        seen.append(self._store.catalog.frame_count())
+        return enforce(self)
+
+    monkeypatch.setattr(Retention, "enforce", watched)
+    for n in range(100):
+        photograph(tmp_path / "media" / f"{n:02}x.png", seed=n)
+    report = ingest(tmp_path / "store", [str(tmp_path / "media")], limited(max_frames=20, commit_s=0.001))
+    assert report.frames == 100
+    assert max(seen) < 100
+
+
 def test_a_file_that_changes_after_all_of_its_frames_were_dropped_is_another_source(tmp_path: Path) -> None:
     for n in range(30):
         photograph(tmp_path / "media" / f"{n:02}x.png", seed=n)
@@ -153,7 +168,10 @@ def test_what_the_buffer_holds_stays_and_a_limit_below_it_says_so(tmp_path: Path
         with store.writer("test") as writer:
             tight = Retention(store, writer, IngestSettings(max_frames=20))
             tight.enforce()
-            assert np.isin(held, store.catalog.live_ids()).all()
+            left = store.catalog.live_ids()
+            assert np.isin(held, left).all()
+            assert np.setdiff1d(live[-9:], held).size  # what training has not kept
+            assert np.isin(live[-9:], left).all()  # the newer half of the limit, without a lump
             assert "replay buffer stay" in tight.note
     assert train(tmp_path, settings, steps=3).steps == 3
 

@@ -78,6 +78,13 @@ def test_a_damaged_newest_one_is_passed_over_and_named(tmp_path: Path, file: str
         load_checkpoint(tmp_path)
 
 
+def test_a_number_that_is_another_one_is_damage(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, state(1), {"cursor": 64}) / "meta.json"
+    path.write_text(path.read_text().replace('"cursor": 64', '"cursor": 65'))
+    with pytest.raises(CorruptError, match="wrong checksum"):
+        load_checkpoint(tmp_path)
+
+
 def test_none_at_all_is_an_error_that_says_what_makes_them(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFoundError, match="cld-stream train"):
         load_checkpoint(tmp_path)
