@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import simplejpeg
 import torch
 
 from cld_stream.config import GuardSettings, Settings, load_settings
-from cld_stream.errors import GuardStopError, LockHeldError, StoreError, UsageError
+from cld_stream.errors import GuardStopError, LockHeldError, StoreError, StoreNotFoundError, UsageError
 from cld_stream.learn.buffer import Ids
 from cld_stream.learn.feed import Feed
 from cld_stream.pipelines.pixels import FreshFrames, GoneError, PixelCache
@@ -419,6 +419,23 @@ def test_divergence_brings_the_good_state_back_once_and_then_stops_for_good(tmp_
     assert report.lag == 0
 
 
+def test_what_was_forgotten_does_not_come_back_with_the_good_state(tmp_path: Path, settings: Settings) -> None:
+    source = grow(tmp_path, 24, settings)
+    grow(tmp_path, 150, settings)
+    train(tmp_path, settings, steps=6)
+    good = load_checkpoint(tmp_path, pinned_checkpoint(tmp_path)).tensors["buffer.ids"]
+    assert ((good >= 0) & (good < 24)).any()
+    with Store.open(tmp_path) as store, store.writer("forget") as writer:
+        writer.forget(source)
+    settings = replace(settings, train=replace(settings.train, bad_steps=2))
+    wild = replace(settings, optim=replace(settings.optim, lr=1e30))
+    with pytest.raises(GuardStopError):
+        train(tmp_path, wild, until_caught_up=True)
+    held = load_checkpoint(tmp_path).tensors["buffer.ids"]
+    assert held.max() >= 24
+    assert not ((held >= 0) & (held < 24)).any()
+
+
 def test_a_forgotten_source_leaves_buffer_and_cache(tmp_path: Path, settings: Settings) -> None:
     grow(tmp_path, 24, settings)
     source = grow(tmp_path, 24, settings)
@@ -432,6 +449,24 @@ def test_a_forgotten_source_leaves_buffer_and_cache(tmp_path: Path, settings: Se
     held = learner.buffer.ids[learner.buffer.ids >= 0]
     assert not ((held >= 24) & (held < 48)).any()
     assert (held >= 48).sum() == 24
+
+
+def test_what_is_forgotten_as_training_ends_is_not_in_the_last_checkpoint(tmp_path: Path, settings: Settings) -> None:
+    source = grow(tmp_path, 24, settings)
+    grow(tmp_path, 24, settings)
+    told: list[TrainProgress] = []
+
+    def stop() -> bool:
+        ends = bool(told) and told[-1].fed == 48
+        if ends:
+            with Store.open(tmp_path) as store, store.writer("forget") as writer, suppress(StoreNotFoundError):
+                writer.forget(source)
+        return ends
+
+    train(tmp_path, settings, on_progress=told.append, stop=stop)
+    held = restore_learner(tmp_path)[0].buffer.ids
+    assert held.max() >= 24
+    assert not ((held >= 0) & (held < 24)).any()
 
 
 @pytest.mark.parametrize("budget_mb", [1, 0])
