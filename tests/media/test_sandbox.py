@@ -6,6 +6,7 @@ import os
 import pickle
 import platform
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -224,3 +225,12 @@ def test_an_answer_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_answer_ends_the_worker_and_not_us(answer: bytes) -> None:
     with sent(answer) as pipe, pytest.raises(MediaError, match="no answer"):
         receive(pipe)
+
+
+def test_a_message_is_not_as_long_as_a_worker_says() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, Connection(ours.detach()) as pipe:
+        theirs.sendall(struct.pack("!i", 2**30))
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(OSError, match="bad message length"):
+            receive(pipe)

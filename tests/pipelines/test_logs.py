@@ -1,13 +1,16 @@
 """Logs do not fill the disk, however long training runs."""
 
 import json
+import logging
 import os
 import resource
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+from cld_stream.cli.output import _AsJson
 from cld_stream.pipelines.metrics import MetricsLog, TrainProgress, finite, log
 
 
@@ -112,3 +115,13 @@ def test_logs_that_somebody_takes_away_are_begun_anew(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in lines] == [*range(1, 200)]
     assert "after" in (tmp_path / "train.log").read_text()
     assert "after" not in (tmp_path / "train.log-yesterday").read_text()
+
+
+def test_a_json_line_of_an_error_has_its_traceback() -> None:
+    try:
+        raise OSError("out of patience")
+    except OSError:
+        record = logging.LogRecord("cld_stream", logging.ERROR, "", 0, "it %s", ("failed",), sys.exc_info())
+    said = json.loads(_AsJson().format(record))
+    assert (said["level"], said["logger"], said["message"]) == ("ERROR", "cld_stream", "it failed")
+    assert said["exception"].splitlines()[-1] == "OSError: out of patience"
