@@ -1,7 +1,9 @@
 """What a worker is still able to do, found out by trying. `read_probe` runs in the worker itself."""
 
+import ctypes
 import json
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -12,6 +14,7 @@ from cld_stream.media.job import Done, Event, Job
 __all__ = ["Abilities", "read_probe"]
 
 _MANY = 4096
+_IO_URING_SETUP = 425  # on every machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,20 +24,24 @@ class Abilities:
     Attributes:
         network: connecting to a TCP port of this machine.
         datagrams: making a socket for UDP, which name servers are asked by.
+        uring: making an io_uring, which has sockets of its own.
         files: writing a file.
         programs: starting another program.
         processes: starting another process.
         outside: reading the environment of the process that started it.
+        dumps: leaving its memory in a file when it crashes.
         descriptors: files that could be opened at once, of 4096.
         environment: names of its environment variables.
     """
 
     network: bool
     datagrams: bool
+    uring: bool
     files: bool
     programs: bool
     processes: bool
     outside: bool
+    dumps: bool
     descriptors: int
     environment: list[str]
 
@@ -48,10 +55,12 @@ def read_probe(job: Job) -> Iterator[Event]:
     found = Abilities(
         network=_connects(int(job.url)),
         datagrams=_makes_datagrams(),
+        uring=_makes_uring(),
         files=_writes(job.path / "written-by-a-worker"),
         programs=_runs_program(),
         processes=_forks(),
         outside=_reads(Path(f"/proc/{os.getppid()}/environ")),
+        dumps=resource.getrlimit(resource.RLIMIT_CORE)[1] != 0,
         descriptors=_opens(_MANY),
         environment=sorted(os.environ),
     )
@@ -71,6 +80,14 @@ def _makes_datagrams() -> bool:
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
     except OSError:
         return False
+    return True
+
+
+def _makes_uring() -> bool:
+    descriptor = ctypes.CDLL(None).syscall(_IO_URING_SETUP, 1, ctypes.create_string_buffer(120))
+    if descriptor < 0:
+        return False
+    os.close(descriptor)
     return True
 
 

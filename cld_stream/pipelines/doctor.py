@@ -131,8 +131,13 @@ def _sandbox(name: str, camera: str) -> Check:
     from cld_stream.media.sandbox_check import worker_abilities
 
     able = worker_abilities(camera)
-    allowed = {"network": able.network or able.datagrams, "writing files": able.files, "programs": able.programs,
-               "processes": able.processes, "environment of others": able.outside}  # fmt: skip
+    allowed = {
+        "network": able.network or able.datagrams or able.uring,
+        "writing files": able.files,
+        "programs": able.programs,
+        "processes": able.processes,
+        "environment of others": able.outside,
+    }
     if camera:
         del allowed["network"]
     denied = ", ".join(f"no {what}" for what, can in allowed.items() if not can) or "nothing denied"

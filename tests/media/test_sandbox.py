@@ -38,6 +38,12 @@ needs_seccomp = pytest.mark.skipif(
 )
 
 
+def _has_uring() -> bool:
+    """Whether the system lets any process make one."""
+    switch = Path("/proc/sys/kernel/io_uring_disabled")
+    return switch.exists() and switch.read_text().strip() == "0"
+
+
 @pytest.fixture(scope="module")
 def secret() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
@@ -72,6 +78,7 @@ def unconfined(secret: str, tmp_path_factory: pytest.TempPathFactory) -> Abiliti
 def test_a_process_that_is_not_confined_can_do_it_all(unconfined: Abilities, secret: str) -> None:
     assert unconfined.network
     assert unconfined.datagrams
+    assert unconfined.uring or not _has_uring()
     assert unconfined.files
     assert unconfined.programs
     assert unconfined.processes
@@ -84,6 +91,13 @@ def test_a_process_that_is_not_confined_can_do_it_all(unconfined: Abilities, sec
 def test_a_worker_that_reads_files_reaches_no_network(file_worker: Abilities) -> None:
     assert not file_worker.network
     assert not file_worker.datagrams
+    assert not file_worker.uring
+
+
+def test_a_worker_that_crashes_leaves_no_memory_behind(unconfined: Abilities, file_worker: Abilities) -> None:
+    if not unconfined.dumps:
+        pytest.skip("nothing may leave its memory here")
+    assert not file_worker.dumps
 
 
 @needs_seccomp
