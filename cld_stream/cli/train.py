@@ -44,14 +44,12 @@ def train(
 ) -> None:
     """Keep training on the store, publish encoders, follow what ingest adds. Resumes by itself; runs until stopped."""
     with StopSignals() as stop:  # the imports take seconds
-        from cld_stream.storage.header import read_header
-
-        read_header(store)  # that there is no store is said before anything of training
         from cld_stream.cli.progress import TrainDisplay, print_train_summary
         from cld_stream.pipelines.device import choose_device
         from cld_stream.pipelines.metrics import TrainReport
         from cld_stream.pipelines.train import STREAM, train_settings
         from cld_stream.pipelines.train import train as run
+        from cld_stream.storage.header import read_header
 
         chosen = choose_device(device)
         flags = {"encoder.init": init, "ops.port": port}
@@ -62,6 +60,7 @@ def train(
             if json:  # what nobody has looked at is null
                 answer_json(dict.fromkeys(f.name for f in fields(TrainReport)) | {"steps": 0, "seconds": 0.0})
             return
+        read_header(store)  # that there is no store is said alone
         if chosen == "cpu" and not recipe:
             of = f"{settings.encoder.backbone}, width {settings.encoder.width:g}, {settings.encoder.crop} px"
             console.print(f"No GPU in use: taking the recipe {STREAM} ({of}).", soft_wrap=True)
