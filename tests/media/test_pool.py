@@ -221,6 +221,7 @@ def test_a_worker_that_stops_within_a_message_is_killed_and_replaced(
     (tmp_path / "half").write_text(half)
     (tmp_path / "half").chmod(0o755)
     job, settings = video_jobs([path])[0], IngestSettings(heartbeat_s=0.5, camera_timeout_s=0.1)
+    monkeypatch.setattr("cld_stream.media.pool._DEATH_S", 0.5)
     with DecodePool(1, settings) as pool:
         with monkeypatch.context() as patch:
             patch.setattr(sys, "executable", str(tmp_path / "half"))
@@ -233,6 +234,7 @@ def test_a_worker_that_stops_within_a_message_is_killed_and_replaced(
         assert outcomes(pool, [job])[0].outcome == "ADDED"
     events: list[Event] = []
     while not events:
+        time.sleep(0.05)
         events = link.poll()
     link.close()
     assert [event.reason for event in events if isinstance(event, Done)] == ["the decoder stopped answering"]
