@@ -33,7 +33,8 @@ Mode = Literal["keys", "references", "all"]
 _TAGS: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 _FORMATS = (  # one file each: playlists are files too, and name others, any number of times
     "mov,matroska,avi,flv,live_flv,asf,asf_o,mpeg,mpegts,mpegvideo,ogg,mxf,gxf,dv,ivf,nut,rm,nsv,wtv,avs,yuv4mpegpipe,"
-    "m4v,h261,h263,h264,hevc,vvc,evc,obu,av1,vc1,cavsvideo,dirac,dnxhd,apv,mjpeg,mjpeg_2000,mpjpeg,smjpeg"
+    "m4v,h261,h263,h264,hevc,vvc,evc,obu,av1,vc1,cavsvideo,dirac,dnxhd,apv,mjpeg,mjpeg_2000,mpjpeg,smjpeg,"
+    "dhav,hxvs,ifv,luodat"  # recorders of cameras, which name them .mp4 too
 )
 _SEEKABLE = {"mov", "matroska", "webm", "mp4"}
 _KEPT_BYTES = 16 * 2**20  # of a file with more, the packets are read again

@@ -348,6 +348,32 @@ def test_tags_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
     assert (len(frames), done.outcome) == (1, "ADDED")
 
 
+@pytest.mark.parametrize(
+    ("suffix", "container", "codec"),
+    [
+        ("3gp", "3gp", "mpeg4"), ("asf", "asf", "wmv2"), ("avi", "avi", "mpeg4"), ("dv", "dv", "dvvideo"),
+        ("f4v", "f4v", "libx264"), ("flv", "flv", "flv"), ("h264", "h264", "libx264"), ("hevc", "hevc", "libx265"),
+        ("ivf", "ivf", "libvpx"), ("m2ts", "mpegts", "libx264"), ("m2v", "mpeg2video", "mpeg2video"),
+        ("m4v", "m4v", "mpeg4"), ("mj2", "mov", "jpeg2000"), ("mjpeg", "mjpeg", "mjpeg"),
+        ("mkv", "matroska", "libx264"), ("mov", "mov", "mjpeg"), ("mpg", "mpeg1video", "mpeg1video"),
+        ("mxf", "mxf", "mpeg2video"), ("nut", "nut", "mpeg4"), ("rm", "rm", "rv20"), ("vob", "vob", "mpeg2video"),
+        ("webm", "webm", "libvpx"), ("y4m", "yuv4mpegpipe", "wrapped_avframe"),
+    ],
+)  # fmt: skip
+def test_every_container_is_read(suffix: str, container: str, codec: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    pixels = np.zeros((576, 720, 3), np.uint8)
+    with av.open(str(path), "w", format=container) as file:
+        stream: Any = file.add_stream(codec, rate=25, width=720, height=576)
+        stream.pix_fmt = {"mjpeg": "yuvj420p"}.get(codec, "yuv422p" if suffix == "mxf" else "yuv420p")
+        for shade in range(0, 250, 50):
+            frame = av.VideoFrame.from_ndarray(pixels + np.uint8(shade), format="rgb24")
+            file.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+        file.mux(stream.encode(None))
+    frames, done = read(path, fps=25.0)
+    assert (len(frames), done.outcome) == (5, "ADDED"), done.reason
+
+
 @pytest.mark.parametrize("reader", ["auto", "decord"])
 def test_a_list_of_other_files_is_no_video(reader: str, tmp_path: Path) -> None:
     """A few bytes of it would be any number of frames, of files that nobody gave to be read."""
