@@ -35,7 +35,8 @@ bench: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/pip install -q -e '.[bench]'
-	$(BIN)/python -m benchmarks.fuzz --files $(FILES)
+	rm -f build/fuzz.jsonl
+	$(BIN)/python -m benchmarks.fuzz --files $(FILES) --write
 
 chaos: $(READY)
 	$(BIN)/python -m benchmarks.chaos --minutes $(MINUTES) --write

@@ -7,7 +7,8 @@ read by `cld-stream ingest` into a new store. Checked is: it ends in time and wi
 each file has one outcome, in harmless characters; ADDED and PARTIAL mean frames, what is not read means none; no reason
 asks for a bug report; every stored frame decodes at the store's size; the store is sound; the memory of the parent does
 not grow. A file that breaks a rule is kept (`--keep`). A round is a line of `--out`; finished ones are not run again,
-so that `--files` is a total over all runs. Exits 1 if a rule was ever broken.
+so that `--files` is a total over all runs into that file; `make fuzz` begins with none. `--write` puts it into
+`benchmarks/results`. Exits 1 if a rule was ever broken.
 """
 
 import argparse
@@ -33,7 +34,8 @@ from cld_stream.errors import CldError
 from cld_stream.storage.check import check
 from cld_stream.storage.store import Store
 
-_OUT = Path(__file__).parent / "results" / "fuzz.jsonl"
+_RESULTS = Path(__file__).parent / "results"
+_OUT = Path("build") / "fuzz.jsonl"
 _SMALL_BYTES = 600_000
 _FILE_S = 100.0  # no file may cost more: 60 s of computing and 20 s of silence are allowed, and a busy machine is slow
 _GROWTH_MB = 64.0
@@ -68,11 +70,12 @@ class Round:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--files", type=int, default=1000, help="in total, earlier runs included")
+    parser.add_argument("--files", type=int, default=1000, help="in total, earlier runs into --out included")
     parser.add_argument("--round", type=int, default=250, help="files in a round")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=Path, help="default: media-zoo of CLD_STREAM_DATA")
     parser.add_argument("--out", type=Path, default=_OUT)
+    parser.add_argument("--write", action="store_true", help="write results/fuzz.md and fuzz.jsonl")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"))
     chosen = parser.parse_args()
     folder = chosen.seeds or Path(os.environ.get("CLD_STREAM_DATA") or "nowhere", "media-zoo")
@@ -80,6 +83,7 @@ def main() -> int:
     if not seeds:
         print(f"{folder}: no media of up to {_SMALL_BYTES:,} bytes. Set CLD_STREAM_DATA, or give --seeds FOLDER.")
         return 2
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
     rounds = [Round(**json.loads(line)) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
     while sum(r.files for r in rounds) < chosen.files:
         number = max((r.round for r in rounds), default=-1) + 1
@@ -87,8 +91,10 @@ def main() -> int:
         with chosen.out.open("a") as out:
             out.write(json.dumps(asdict(rounds[-1])) + "\n")
         print(json.dumps(asdict(rounds[-1])), flush=True)
-        chosen.out.with_suffix(".md").write_text(summary(rounds))
     print(summary(rounds))
+    if chosen.write:
+        shutil.copy(chosen.out, _RESULTS / "fuzz.jsonl")
+        (_RESULTS / "fuzz.md").write_text(summary(rounds))
     return 1 if any(r.broken_rules for r in rounds) else 0
 
 
