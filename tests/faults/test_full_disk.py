@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from cld_stream.pipelines.train import TrainProgress, train
 from cld_stream.storage import header, migrations
 from cld_stream.storage.check import check
 from cld_stream.storage.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from cld_stream.storage.durable import atomic_write
 from cld_stream.storage.lock import FileLock
 from cld_stream.storage.rebuild import rebuild_catalog
 from cld_stream.storage.store import Store
@@ -187,6 +189,18 @@ def test_a_trainer_killed_on_a_full_disk_starts_again_on_it(disk: Disk) -> None:
     assert load_checkpoint(path).step == 3
     disk.free()
     assert train(path, settings, steps=2).step == 5
+
+
+def test_a_limit_on_files_is_a_full_disk(tmp_path: Path) -> None:
+    """As `ulimit -f` sets it, with the error of its own that a quota has, too."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(StoreFullError, match="Free some space"):
+            atomic_write(tmp_path / "file", [bytes(8192)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_trainer_that_ends_without_its_publication_says_so(disk: Disk) -> None:
